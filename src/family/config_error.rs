@@ -375,6 +375,9 @@ impl ConfigError {
             Self::UnknownName {
                 what, known, found, ..
             } => {
+                if found == "su" && known.contains(&"longrope") {
+                    return Some("write `longrope`, as `su` is called now".into());
+                }
                 let near = nearest(found, known.iter().copied())?;
                 return Some(format!("the nearest known {what} is `{near}`").into());
             }

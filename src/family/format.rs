@@ -427,7 +427,9 @@ impl Family {
                 }
             }
             for field in Field::ALL {
-                let needed = field.section() == section && field.need() == Need::Required;
+                let beside = field == Field::QueryScaleContext && keys.has(Field::QueryScaleBeta);
+                let needed =
+                    field.section() == section && (field.need() == Need::Required || beside);
                 if needed && !keys.has(field) {
                     return Err(required(path, &format!("{name}.{}", field.name())));
                 }

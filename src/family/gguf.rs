@@ -260,6 +260,7 @@ pub fn config(gguf: &Gguf) -> Result<Map<String, Value>> {
         Field::ResidualMultiplier,
         Field::AttentionMultiplier,
         Field::LogitsDivisor,
+        Field::ParallelBlock,
     ]);
     config.put("rope_theta", json!(architecture.rope_theta));
     config.put("rope_scaling", json!(architecture.rope_scaling));

@@ -10,7 +10,7 @@ use super::gguf_error::GgufModelError;
 use super::gguf_names::default_activation;
 use super::gguf_rope;
 use super::keys::Field;
-use super::layout::{AttentionKv, Block, Layers, QkNorm};
+use super::layout::{AttentionKv, Block, QkNorm};
 use super::mixture::Mixture;
 use super::multipliers::Multipliers;
 use super::names::{GgufNames, ROTATED, VALUE_LENGTH, bias_of};
@@ -93,10 +93,15 @@ impl<'a> Metadata<'a> {
             }
         }
         let is_parallel = self.family.layouts.block != Block::Sequential;
+        // Where the tensors say it, llama.cpp does not read the key, and files have it wrong.
+        let by_tensors = self.family.keys.has(Field::ParallelBlock);
         for (key, neutral) in [
             ("attention.causal", true),
             ("use_parallel_residual", is_parallel),
         ] {
+            if by_tensors && !key.starts_with("attention") {
+                continue;
+            }
             let key = names.own_key(key);
             if self
                 .gguf
@@ -143,10 +148,16 @@ impl<'a> Metadata<'a> {
             Presence::Always | Presence::Key { .. } => QkNorm::None,
         };
         let biased = |rule| self.is_biased(rule, num_layers);
+        let sliding_window = if names.keys.contains_key(&Field::SlidingWindow) {
+            Some(self.size(Field::SlidingWindow)?)
+        } else {
+            None
+        };
+        let window_layers = names.window_layers(sliding_window, num_layers);
         let head = names.tensors.get(Role::Head).unwrap_or_default();
         let dense = Architecture {
             family: family.name.clone(),
-            block: layouts.block,
+            block: self.block(names),
             norm_type: layouts.norm_type,
             norm_position: layouts.norm_position,
             mlp_type: layouts.mlp_type,
@@ -172,9 +183,9 @@ impl<'a> Metadata<'a> {
             rope_scaling: rope.scaling.map(serde_json::Value::Object),
             hidden_act: default_activation(family).to_owned(),
             logit_scale: self.factor(Field::LogitScale)?,
-            sliding_window: None,
-            window_layers: Layers::All,
-            rope_layers: Layers::All,
+            sliding_window,
+            rope_layers: names.rope_layers(family.rotation, &window_layers, num_layers),
+            window_layers,
             window_rope: None,
             partial_rotary_factor: (rotated != head_dim)
                 .then_some(rotated as f64 / head_dim as f64),
@@ -201,6 +212,18 @@ impl<'a> Metadata<'a> {
             ..Mixture::new(&dense, count)
         });
         Ok(Architecture { mixture, ..dense })
+    }
+
+    /// How attention and feed-forward network are joined: in a family that has both ways, a layer without a norm between them is
+    /// parallel.
+    fn block(&self, names: &GgufNames) -> Block {
+        let usual = self.family.layouts.block;
+        let between = names.tensors.name(Role::PostAttentionNorm, Some(0), None);
+        let has_norm = between.is_some_and(|name| self.gguf.tensors.contains_key(&name));
+        if self.family.keys.has(Field::ParallelBlock) && usual == Block::Parallel && has_norm {
+            return Block::Sequential;
+        }
+        usual
     }
 
     /// A factor, where the architecture has a key for it; llama.cpp takes zero for none.

@@ -12,7 +12,7 @@ use super::gguf_architecture::written;
 use super::gguf_error::GgufModelError;
 use super::gguf_rope;
 use super::keys::Field;
-use super::layout::QkNorm;
+use super::layout::{Block, Layers, QkNorm};
 use super::names::{GgufNames, GgufPart, ROTATED, VALUE_LENGTH, bias_of};
 use super::role::Role;
 use super::tensors::TensorSpec;
@@ -62,7 +62,7 @@ pub fn check(path: &Path, architecture: &Architecture) -> Result<()> {
     );
     // The section belongs to a family, so llama.cpp computes its layouts.
     refuse(
-        a.block != family.layouts.block,
+        a.block != family.layouts.block && !family.keys.has(Field::ParallelBlock),
         "attention and feed-forward network are joined otherwise",
     );
     refuse(
@@ -79,14 +79,23 @@ pub fn check(path: &Path, architecture: &Architecture) -> Result<()> {
         &format!("its activation is {usual}"),
     );
     let context = a.max_position_embeddings.unwrap_or(u64::MAX);
+    let has_window = names.keys.contains_key(&Field::SlidingWindow);
     refuse(
-        a.sliding_window.is_some_and(|window| window < context),
+        a.sliding_window.is_some_and(|window| window < context) && !has_window,
         "it has no sliding window",
     );
+    let same = |a: &Layers, b: &Layers, layers| a.mask(layers) == b.mask(layers);
+    let window_layers = names.window_layers(a.sliding_window, a.num_layers);
     refuse(
-        !a.rope_layers.is_all() || a.window_rope.is_some(),
-        "all its layers rotate, and in one way",
+        has_window && !same(&a.window_layers, &window_layers, a.num_layers),
+        "other layers have its sliding window",
     );
+    let rope_layers = names.rope_layers(family.rotation, &window_layers, a.num_layers);
+    refuse(
+        !same(&a.rope_layers, &rope_layers, a.num_layers),
+        "other layers rotate queries and keys",
+    );
+    refuse(a.window_rope.is_some(), "its layers rotate in one way");
     refuse(
         a.partial_rotary_factor.is_some() && !names.keys.contains_key(&Field::PartialRotaryFactor),
         "it rotates whole heads (`partial_rotary_factor`)",
@@ -173,6 +182,16 @@ pub fn describe(
         if let (Some(value), true) = (value, names.keys.contains_key(&field)) {
             metadata.float(&names.key(field)?, value);
         }
+    }
+    if let (Some(window), true) = (
+        a.sliding_window,
+        names.keys.contains_key(&Field::SlidingWindow),
+    ) {
+        metadata.number(&names.key(Field::SlidingWindow)?, window)?;
+    }
+    if a.names()?.keys.has(Field::ParallelBlock) {
+        let key = names.own_key("use_parallel_residual");
+        metadata.flag(&key, a.block != Block::Sequential);
     }
     if let Some(mixture) = &a.mixture {
         metadata.number(&names.key(Field::NumExperts)?, mixture.num_experts)?;

@@ -193,6 +193,10 @@ fields! {
     LogitsDivisor = "logits_divisor", Keys, Optional;
     AttnLogitSoftcapping = "attn_logit_softcapping", Keys, Optional;
     FinalLogitSoftcapping = "final_logit_softcapping", Keys, Optional;
+    /// The weight of a factor on queries that grows with their position.
+    QueryScaleBeta = "query_scale_beta", Keys, Optional;
+    /// The positions after which it grows.
+    QueryScaleContext = "query_scale_context", Keys, Optional;
     NumExperts = "num_experts", Mixture, Required;
     NumExpertsPerTok = "num_experts_per_tok", Mixture, Required;
     MoeIntermediateSize = "moe_intermediate_size", Mixture, Required;
@@ -222,7 +226,7 @@ fields! {
 
 impl Field {
     /// The keys that say factors or soft caps.
-    pub(crate) const MULTIPLIERS: [Self; 7] = [
+    pub(crate) const MULTIPLIERS: [Self; 9] = [
         Self::EmbeddingMultiplier,
         Self::ResidualMultiplier,
         Self::AttentionMultiplier,
@@ -230,6 +234,8 @@ impl Field {
         Self::LogitsDivisor,
         Self::AttnLogitSoftcapping,
         Self::FinalLogitSoftcapping,
+        Self::QueryScaleBeta,
+        Self::QueryScaleContext,
     ];
 }
 

@@ -23,6 +23,7 @@ pub const BAM: &str = "bam";
 pub(super) static EMBEDDED: &[(&str, &str)] = embedded!(
     "llama",
     "mistral",
+    "ministral3",
     "qwen2",
     "qwen3",
     "cohere",

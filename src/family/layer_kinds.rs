@@ -6,9 +6,31 @@ use super::config::{Config, Found};
 use super::config_error::ConfigError;
 use super::format::Family;
 use super::keys::Field;
-use super::layout::{Layers, Rotation};
+use super::layout::{Layers, Rotation, all_but_each};
 use super::sparse_layers::{dense_prefix, sparse_layers};
 use crate::Result;
+
+/// Kinds of layers in every list that transformers 5 opens.
+const KINDS: [&str; 18] = [
+    "attention",
+    "chunked_attention",
+    "compressed_sparse_attention",
+    "conv",
+    "dense",
+    "full_attention",
+    "heavily_compressed_attention",
+    "hybrid",
+    "hybrid_sliding",
+    "indexed_attention",
+    "linear_attention",
+    "mamba",
+    "minimax_m3_sparse",
+    "moe",
+    "reference_sliding_attention",
+    "sliding_attention",
+    "sparse",
+    "window_attention",
+];
 
 /// What differs between the layers of a model.
 pub(super) struct LayerKinds {
@@ -28,6 +50,7 @@ impl LayerKinds {
             family,
             num_layers,
         };
+        reader.check_ignored_types()?;
         let window = reader.window()?;
         let listed = reader.rotating()?;
         let sliding = reader.sliding(window, listed.as_deref())?;
@@ -61,6 +84,26 @@ impl Reader<'_> {
             self.config.count(&keys[Field::SlidingWindow])
         } else {
             Ok(None)
+        }
+    }
+
+    /// Refuses an ignored list of kinds that transformers 5, which wrote the file, does not open. Each class checks the list.
+    fn check_ignored_types(&self) -> Result<()> {
+        let (config, name) = (self.config, "layer_types");
+        let is_read = self.family.keys.has(Field::LayerTypes);
+        if is_read || config.transformers().is_none_or(|major| major < 5) {
+            return Ok(());
+        }
+        let Found::Value(_, value) = config.find([name])? else {
+            return Ok(());
+        };
+        let kinds = self.list_of_layers(name, value)?;
+        let is_known = |kind: &&Value| kind.as_str().is_some_and(|kind| KINDS.contains(&kind));
+        match kinds.iter().find(|kind| !is_known(kind)) {
+            None => Ok(()),
+            Some(kind) => {
+                Err(config.unexpected(name, "kinds of layers that transformers 5 knows", kind))
+            }
         }
     }
 
@@ -162,13 +205,7 @@ impl Reader<'_> {
     /// The layers that a list of kinds calls sliding.
     fn layer_types(&self, name: &str, value: &Value) -> Result<Vec<bool>> {
         let config = self.config;
-        let Some(kinds) = value.as_array() else {
-            return Err(config.wrong(name, "a list with one entry for each layer", value));
-        };
-        if kinds.len() as u64 != self.num_layers {
-            let expected = format!("one entry for each of {} layers", self.num_layers);
-            return Err(config.unexpected(name, expected, kinds.len()));
-        }
+        let kinds = self.list_of_layers(name, value)?;
         let slides = |kind: &Value| match kind.as_str() {
             Some("sliding_attention") => Ok(true),
             Some("full_attention") => Ok(false),
@@ -178,6 +215,19 @@ impl Reader<'_> {
             }
         };
         kinds.iter().map(slides).collect()
+    }
+
+    /// A list with one entry for each layer.
+    fn list_of_layers<'v>(&self, name: &str, value: &'v Value) -> Result<&'v [Value]> {
+        let config = self.config;
+        let Some(items) = value.as_array() else {
+            return Err(config.wrong(name, "a list with one entry for each layer", value));
+        };
+        if items.len() as u64 != self.num_layers {
+            let expected = format!("one entry for each of {} layers", self.num_layers);
+            return Err(config.unexpected(name, expected, items.len()));
+        }
+        Ok(items)
     }
 
     /// A list of zeros and ones, one for each layer or more.
@@ -201,9 +251,4 @@ impl Reader<'_> {
             .map(flag)
             .collect()
     }
-}
-
-/// All of so many layers but the last of each `period`.
-fn all_but_each(layers: u64, period: u64) -> Vec<bool> {
-    (1..=layers).map(|number| number % period != 0).collect()
 }

@@ -368,6 +368,11 @@ impl Layers {
     }
 }
 
+/// Whether each of so many layers is not the last of a `period`.
+pub(super) fn all_but_each(layers: u64, period: u64) -> Vec<bool> {
+    (1..=layers).map(|number| number % period != 0).collect()
+}
+
 impl Serialize for Layers {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {

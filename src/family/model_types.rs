@@ -232,10 +232,6 @@ const TYPES: &[(&[&str], TypeFact)] = &[
         &["apertus", "apertus1p5_text"],
         TypeFact::Never("its activation has trained parameters"),
     ),
-    (
-        &["ministral3"],
-        TypeFact::Never("queries are scaled by their position"),
-    ),
     (&["gpt_oss"], TypeFact::Never("attention has sinks")),
     (
         &["gemma3n_text", "gemma4_text", "gemma4_unified_text"],

@@ -86,9 +86,10 @@ const SIZES: [&str; 5] = [
 ];
 
 /// These sizes, by the `model_type` of the language model.
-const CLASS_SIZES: [(&str, [u64; SIZES.len()]); 3] = [
+const CLASS_SIZES: [(&str, [u64; SIZES.len()]); 4] = [
     ("llama", [4096, 11008, 32, 32, 32000]),
     ("mistral", [4096, 14336, 32, 32, 32000]),
+    ("ministral3", [4096, 14336, 34, 32, 131_072]),
     ("qwen2", [4096, 22016, 32, 32, 151_936]),
 ];
 

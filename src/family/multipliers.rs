@@ -11,6 +11,9 @@ use crate::Result;
 /// The text in a format file that means the root of the hidden size.
 const SQRT_HIDDEN_SIZE: &str = "sqrt_hidden_size";
 
+/// What a model with a factor on queries does.
+const SCALES_QUERIES: &str = "scale queries by their position";
+
 /// Relative difference below which a factor is the usual one.
 const SAME: f64 = 1e-12;
 
@@ -35,6 +38,12 @@ pub struct Multipliers {
     /// Bound of logits, alike.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub final_logit_softcapping: Option<f64>,
+    /// Weight `β` of a factor on queries that grows with their position: `1 + β · ln(1 + ⌊position / context⌋)`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub query_scale_beta: Option<f64>,
+    /// The positions after which that factor grows; there is one where there is a weight.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub query_scale_context: Option<u64>,
 }
 
 /// One factor or soft cap.
@@ -46,6 +55,21 @@ pub(crate) struct MultiplierRow {
     pub(crate) value: Option<f64>,
     /// What a family without it does not do.
     pub(crate) what: &'static str,
+}
+
+/// A factor on queries that grows with their position, in steps of a context (Ministral 3).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct QueryScale {
+    beta: f64,
+    context: u64,
+}
+
+impl QueryScale {
+    /// The factor at a position.
+    pub(crate) fn at(self, position: usize) -> f64 {
+        let steps = position as u64 / self.context;
+        1.0 + self.beta * (1.0 + steps as f64).ln()
+    }
 }
 
 impl Multipliers {
@@ -72,6 +96,8 @@ impl Multipliers {
             _ => number(Field::EmbeddingMultiplier, f64::MIN)?,
         };
         let soft_cap = |field| config.number(&family.keys[field], f64::MIN_POSITIVE);
+        let beta = config.number(&family.keys[Field::QueryScaleBeta], f64::MIN)?;
+        let beta = beta.filter(|beta| *beta != 0.0);
         Ok(Self {
             embedding_multiplier: other_than(1.0, embedding),
             residual_multiplier: other_than(1.0, number(Field::ResidualMultiplier, f64::MIN)?),
@@ -79,11 +105,16 @@ impl Multipliers {
             logits_divisor: other_than(1.0, number(Field::LogitsDivisor, f64::MIN_POSITIVE)?),
             attn_logit_softcapping: soft_cap(Field::AttnLogitSoftcapping)?,
             final_logit_softcapping: soft_cap(Field::FinalLogitSoftcapping)?,
+            query_scale_beta: beta,
+            query_scale_context: match beta {
+                Some(_) => Some(config.required_count(&family.keys[Field::QueryScaleContext])?),
+                None => None,
+            },
         })
     }
 
     /// Each of them.
-    pub(crate) fn rows(&self) -> [MultiplierRow; 6] {
+    pub(crate) fn rows(&self) -> [MultiplierRow; 8] {
         let row = |field, value, what| MultiplierRow { field, value, what };
         [
             row(
@@ -112,7 +143,19 @@ impl Multipliers {
                 self.final_logit_softcapping,
                 "cap logits",
             ),
+            row(Field::QueryScaleBeta, self.query_scale_beta, SCALES_QUERIES),
+            row(
+                Field::QueryScaleContext,
+                self.query_scale_context.map(|context| context as f64),
+                SCALES_QUERIES,
+            ),
         ]
+    }
+
+    /// The factor on queries by their position, where there is one.
+    pub(crate) fn query_scale(&self) -> Option<QueryScale> {
+        let (beta, context) = self.query_scale_beta.zip(self.query_scale_context)?;
+        Some(QueryScale { beta, context })
     }
 
     /// The factor on attention scores.

@@ -8,8 +8,10 @@ use serde::de::{Deserialize, Deserializer};
 use super::format_error::FormatError;
 use super::gguf_error::GgufModelError;
 use super::keys::Field;
+use super::layout::{Layers, Rotation, all_but_each};
 use super::role::{Role, listed};
 use crate::Result;
+use crate::error::InputError;
 
 /// The place of the layer's number in a name.
 const LAYER: &str = "{l}";
@@ -255,6 +257,10 @@ pub(crate) struct GgufNames {
     pub(crate) rope_interleaved: bool,
     /// Parts whose projections have no bias there, whatever the family has.
     pub(crate) without_bias: Vec<GgufPart>,
+    /// The period of layers of which the last has no window there, in a model with one.
+    pub(crate) window_period: Option<u64>,
+    /// The period of layers of which the last does not rotate there.
+    pub(crate) rope_period: Option<u64>,
     /// Metadata keys, without the architecture's name.
     #[serde(deserialize_with = "listed")]
     pub(crate) keys: BTreeMap<Field, String>,
@@ -265,6 +271,28 @@ pub(crate) struct GgufNames {
 }
 
 impl GgufNames {
+    /// The layers with that window, of so many.
+    pub(super) fn window_layers(&self, window: Option<u64>, layers: u64) -> Layers {
+        match (window, self.window_period) {
+            (Some(_), Some(period)) => Layers::of(&all_but_each(layers, period)),
+            _ => Layers::All,
+        }
+    }
+
+    /// The layers that rotate, of so many.
+    pub(super) fn rope_layers(
+        &self,
+        rotation: Rotation,
+        window_layers: &Layers,
+        layers: u64,
+    ) -> Layers {
+        match (rotation, self.rope_period) {
+            (Rotation::SlidingOnly, _) => window_layers.clone(),
+            (Rotation::All, Some(period)) => Layers::of(&all_but_each(layers, period)),
+            (Rotation::All, None) => Layers::All,
+        }
+    }
+
     /// The metadata key of a number.
     pub(crate) fn key(&self, field: Field) -> Result<String> {
         match self.keys.get(&field) {
@@ -289,6 +317,14 @@ impl GgufNames {
                 path: path.to_path_buf(),
             }
             .into());
+        }
+        for (key, period) in [
+            ("gguf.window_period", self.window_period),
+            ("gguf.rope_period", self.rope_period),
+        ] {
+            if period == Some(0) {
+                return Err(InputError::wrong_value(path, key, "a period above 0", 0));
+            }
         }
         self.tensors.check(path, "gguf.tensors", Holds::Model)?;
         self.expert_tensors

@@ -88,7 +88,6 @@ impl Architecture {
         refuse(config, family)?;
         let keys = &family.keys;
         for (field, expected) in [
-            (Field::NormEps, "a number"),
             (Field::RopeTheta, "a number"),
             (Field::RopeLocalTheta, "a number"),
             (Field::PartialRotaryFactor, "a number"),
@@ -375,6 +374,9 @@ fn norm_eps(config: &Config, family: &Family, norm_type: NormType) -> Result<f64
         && let Found::Value(name, value) = config.find([norm_type.eps_key()])?
     {
         return config.as_number(name, value, 0.0);
+    }
+    if !family.says_layouts() {
+        config.not_null(&family.keys[Field::NormEps], "a number")?;
     }
     let of_rms = config.number(&family.keys[Field::RmsNormEps], 0.0)?;
     let eps = match of_rms {

@@ -29,6 +29,12 @@ pub(super) fn partial_rotary_factor(config: &Config, family: &Family) -> Result<
     // A class with another key for it does not read this one.
     let is_renamed = key.name().is_some_and(|name| name != NAMES[0]);
     let others = NAMES.into_iter().skip(usize::from(is_renamed));
+    // Version 5 takes what an object says, and cannot compute with null, whatever is said beside it.
+    let is_null = |name: &&str| config.at(name) == Some(&Value::Null);
+    let inner = NAMES.into_iter().skip(1).find(is_null);
+    if let (Some(name), false, true) = (inner, key.names.is_empty(), by_5(config)) {
+        return Err(config.wrong(name, "a number above 0 up to 1", &Value::Null));
+    }
     let (name, value) = match config.find(own.chain(others))? {
         Found::Value(name, value) => (name, value),
         Found::Absent | Found::Null => match config.default(key) {
@@ -53,6 +59,11 @@ pub(super) fn partial_rotary_factor(config: &Config, family: &Family) -> Result<
         .into());
     }
     Ok(Some(factor))
+}
+
+/// Whether the file is one that version 5 reads rightly.
+fn by_5(config: &Config) -> bool {
+    config.transformers().is_none_or(|major| major >= 5)
 }
 
 /// Where a configuration says how layers rotate.

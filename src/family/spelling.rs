@@ -5,7 +5,16 @@ use serde_json::{Map, Value};
 use super::config_error::ORIGINAL;
 
 /// Keys in the objects of rotary positions that are no part of a scaling.
-const BESIDE: [&str; 4] = ["rope_type", "type", "rope_theta", "partial_rotary_factor"];
+const BESIDE: [&str; 5] = [
+    "rope_type",
+    "type",
+    "rope_theta",
+    "partial_rotary_factor",
+    QUERY_SCALE,
+];
+
+/// The weight of a factor on queries, which only Ministral 3 has there. Other classes do not read it.
+const QUERY_SCALE: &str = "llama_4_scaling_beta";
 
 /// The scaling with a factor for each frequency.
 pub(super) const LONGROPE: &str = "longrope";

@@ -33,7 +33,7 @@ const NUMBERS: [Field; 12] = [
 ];
 
 /// Numbers that only some architectures have.
-const OPTIONAL: [Field; 8] = [
+const OPTIONAL: [Field; 10] = [
     Field::LogitScale,
     Field::ClipQkv,
     Field::EmbeddingMultiplier,
@@ -42,6 +42,8 @@ const OPTIONAL: [Field; 8] = [
     Field::LogitsDivisor,
     Field::AttnLogitSoftcapping,
     Field::FinalLogitSoftcapping,
+    Field::QueryScaleBeta,
+    Field::QueryScaleContext,
 ];
 
 /// The `config.json` of `target`, an upcycled architecture. It has the keys of the source `dense` in their order,

@@ -121,7 +121,7 @@ impl<'a> ConfigWriter<'a> {
         }
     }
 
-    /// The names under which a key is written.
+    /// The names under which a key is written. Names inside the object of rotary positions are written with that.
     fn names(&self, field: Field) -> Vec<&'a str> {
         let family = self.family;
         if field.section() == Section::Mixture {
@@ -134,7 +134,7 @@ impl<'a> ConfigWriter<'a> {
             Field::NormEps if names.clone().any(|name| name == own) => vec![own],
             // Some readers compute it only where the key is absent rather than null.
             Field::HeadDim if names.len() == 0 => vec!["head_dim"],
-            _ => names.take(1).collect(),
+            _ => names.take(1).filter(|name| !name.contains('.')).collect(),
         }
     }
 
@@ -198,6 +198,8 @@ impl<'a> ConfigWriter<'a> {
             Field::LogitsDivisor => said(multipliers.logits_divisor, 1.0),
             Field::AttnLogitSoftcapping => json!(multipliers.attn_logit_softcapping),
             Field::FinalLogitSoftcapping => json!(multipliers.final_logit_softcapping),
+            Field::QueryScaleBeta => said(multipliers.query_scale_beta, 0.0),
+            Field::QueryScaleContext => json!(multipliers.query_scale_context),
             Field::NumExperts => json!(mixture.map(|mixture| mixture.num_experts)),
             Field::NumExpertsPerTok => json!(mixture.map(|mixture| mixture.num_experts_per_tok)),
             Field::MoeIntermediateSize => {

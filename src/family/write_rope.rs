@@ -37,6 +37,7 @@ impl ConfigWriter<'_> {
 
         let full = said(&self.json, by_kind.then_some(FULL)).unwrap_or_default();
         let mut full = self.rope_values(of.rope_theta, &of.rope_scaling, &full, outer.as_ref());
+        self.query_scale(&mut full);
         let theta = full["rope_theta"].clone();
         let original = full.get(ORIGINAL).cloned();
         if let Some(original) = original.filter(|_| self.family.says(ORIGINAL)) {
@@ -71,6 +72,22 @@ impl ConfigWriter<'_> {
         let said = values.get("attention_factor").and_then(Value::as_f64);
         if said.is_some() && said == implied {
             values.shift_remove("attention_factor");
+        }
+    }
+
+    /// Says the factor on queries where the family has it in the object of rotary positions. Its class needs both numbers there.
+    fn query_scale(&self, values: &mut Map<String, Value>) {
+        for field in [Field::QueryScaleBeta, Field::QueryScaleContext] {
+            let name = self.family.keys[field].name().unwrap_or_default();
+            let Some(name) = name.strip_prefix("rope_parameters.") else {
+                continue;
+            };
+            let value = match self.value(field) {
+                Value::Null if values.contains_key(name) => continue,
+                Value::Null => json!(self.of.max_position_embeddings),
+                value => value,
+            };
+            values.insert(name.to_owned(), value);
         }
     }
 

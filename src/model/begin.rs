@@ -51,6 +51,7 @@ impl CausalLm {
 
         let begin = || -> candle_core::Result<(Tensor, Pass)> {
             let rotations = self.ropes.rotations(&positions, self.dtype, &self.device)?;
+            let query_scales = self.query_scales(&positions)?;
             let pass = Pass {
                 tokens: tokens.to_device(&self.device)?,
                 attention_mask: AttentionMask {
@@ -59,6 +60,7 @@ impl CausalLm {
                     document_starts,
                 },
                 rotations,
+                query_scales,
                 overrides: options.overrides.clone(),
                 dtype: self.dtype,
                 device: self.device.clone(),
@@ -69,6 +71,24 @@ impl CausalLm {
             Ok((self.operations().multiply(&embedded, factor)?, pass))
         };
         begin().map_err(|e| self.failed(e))
+    }
+
+    /// The factors on queries at these positions, where some are not 1.
+    fn query_scales(&self, positions: &[Vec<usize>]) -> candle_core::Result<Option<Tensor>> {
+        let Some(scale) = self.architecture.multipliers.query_scale() else {
+            return Ok(None);
+        };
+        let factors: Vec<f64> = positions
+            .iter()
+            .flatten()
+            .map(|position| scale.at(*position))
+            .collect();
+        if factors.iter().all(|factor| *factor == 1.0) {
+            return Ok(None);
+        }
+        let seq = positions.first().map_or(0, Vec::len);
+        let factors = Tensor::from_vec(factors, (positions.len(), seq, 1, 1, 1), &self.device)?;
+        factors.to_dtype(self.dtype).map(Some)
     }
 
     /// The factor on embeddings.

@@ -18,6 +18,8 @@ pub struct Pass {
     pub(super) attention_mask: AttentionMask,
     /// Rotations of the new positions.
     pub(super) rotations: Rotations,
+    /// Factors on queries at the new positions, `[1 or batch, seq, 1, 1, 1]`; `None` where all are 1.
+    pub(super) query_scales: Option<Tensor>,
     pub(super) overrides: Overrides,
     pub(super) dtype: DType,
     pub(super) device: Device,

@@ -157,6 +157,41 @@ fn rows() -> Vec<Row> {
             ..row("families/phi", "phi2", &["attn_norm", "ffn_up", "ffn_down"])
         },
         Row {
+            without: &[".bias"],
+            change: |config| {
+                config["attention_bias"] = json!(false);
+                config["mlp_bias"] = json!(false);
+                config["use_sliding_window"] = json!(false);
+                config["no_rope_layers"] = json!([1, 1, 1, 0]);
+                config["layer_types"] = Value::Null;
+            },
+            ..row("families/smollm3", "smollm3", GATED)
+        },
+        Row {
+            keys: &[("rope.dimension_count", 4.0)],
+            ..row(
+                "families/stablelm",
+                "stablelm",
+                &["attn_norm", "ffn_gate", "ffn_up", "ffn_down"],
+            )
+        },
+        row("families/stablelm_sequential", "stablelm", GATED),
+        Row {
+            keys: &[("logit_scale", 0.5), ("attention.sliding_window", 5.0)],
+            without: &[".bias", "lm_head.weight"],
+            change: |config| {
+                let sliding = "sliding_attention";
+                config["attention_bias"] = json!(false);
+                config["tie_word_embeddings"] = json!(true);
+                config["layer_types"] = json!([sliding, sliding, sliding, "full_attention"]);
+            },
+            ..row(
+                "families/cohere2",
+                "cohere2",
+                &["attn_norm", "ffn_gate", "ffn_up", "ffn_down"],
+            )
+        },
+        Row {
             keys: &[("logit_scale", 0.0625)],
             ..row(
                 "cohere/seed",
@@ -168,7 +203,8 @@ fn rows() -> Vec<Row> {
 }
 
 fn checkpoint(row: &Row, work: &Path) -> PathBuf {
-    let folder = copy_folder(&fixture(row.source), &work.join(row.architecture));
+    let name = row.source.replace('/', "-");
+    let folder = copy_folder(&fixture(row.source), &work.join(name));
     edit_json(&folder.join("config.json"), row.change);
     if !row.without.is_empty() {
         edit_tensors(&folder, |tensors| {
@@ -232,6 +268,8 @@ fn what_an_architecture_of_gguf_lacks_is_refused() {
         ("families/seed_oss", "fewer biases"),
         ("families/starcoder2", "no sliding window"),
         ("families/phi", "its activation is gelu_new"),
+        ("families/cohere2", "other layers have its sliding window"),
+        ("families/smollm3", "other layers rotate queries and keys"),
     ] {
         let out = work.path().join("out.gguf");
         bam!("convert", fixture(source), out).refused(2, &[expected]);

@@ -58,6 +58,7 @@ mod prompts;
 mod properties;
 mod prune;
 mod push;
+mod query_scale;
 mod quickstart;
 mod ranges;
 mod rebuild;

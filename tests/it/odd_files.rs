@@ -401,3 +401,80 @@ fn errors_about_a_language_model_name_the_key_in_the_file() {
         &["config.json: key `text_config.rms_norm_eps`: expected"],
     );
 }
+
+// ---------------------------------------------------------------- keys that no class can compute with
+
+/// Each class of transformers 5 checks the list, also one that ignores it. Version 4 opens the file.
+#[test]
+fn an_ignored_list_of_layers_is_checked_as_transformers_5_does() {
+    let work = TempDir::new().unwrap();
+    let with = |name: &str, version: &str, kinds: Value| {
+        changed(&work, name, "llama/seed", |config| {
+            // Both spellings of rotary positions, as `convert` writes them.
+            let mut scaling = config["rope_parameters"].clone();
+            let theta = scaling.as_object_mut().unwrap().shift_remove("rope_theta");
+            config.insert("rope_theta".to_owned(), theta.unwrap());
+            config.insert("rope_scaling".to_owned(), scaling);
+            config.insert("layer_types".to_owned(), kinds);
+            config.insert("transformers_version".to_owned(), json!(version));
+        })
+    };
+    let sliding = json!(["sliding_attention", "full_attention"]);
+    assert_same_as(&with("known", "5.24.0", sliding), "llama/seed");
+    for (number, kinds) in [json!(["sliding_attention"]), json!(["x", "x"]), json!(5)]
+        .into_iter()
+        .enumerate()
+    {
+        let name = format!("wrong-{number}");
+        assert_refused(&with(&name, "5.24.0", kinds.clone()), &["`layer_types`"]);
+        let old = with(&format!("old-{number}"), "4.57.1", kinds);
+        assert_same_as(&old, "llama/seed");
+    }
+}
+
+/// Version 5 takes null for the part, whatever is said beside the object, and stops.
+#[test]
+fn a_part_of_null_is_refused() {
+    let work = TempDir::new().unwrap();
+    for family in ["glm", "stablelm", "nemotron"] {
+        let folder = changed(&work, family, &format!("families/{family}"), |config| {
+            config["rope_parameters"]["partial_rotary_factor"] = Value::Null;
+            config.insert("partial_rotary_factor".to_owned(), json!(0.5));
+            config.shift_remove("transformers_version");
+        });
+        assert_refused(&folder, &["`rope_parameters.partial_rotary_factor`"]);
+    }
+}
+
+#[test]
+fn an_old_name_of_longrope_is_refused_with_the_new_one() {
+    let work = TempDir::new().unwrap();
+    let folder = changed(&work, "su", "llama/seed", |config| {
+        config.shift_remove("rope_parameters");
+        config.insert(
+            "rope_scaling".to_owned(),
+            json!({"type": "su", "factor": 2.0}),
+        );
+    });
+    assert_refused(&folder, &["found su", "write `longrope`"]);
+}
+
+/// A BAM's own norm decides which of the two keys counts.
+#[test]
+fn a_bam_may_have_the_keys_of_both_norms() {
+    let work = TempDir::new().unwrap();
+    for (seed, other) in [("llama", "layer_norm_eps"), ("cohere", "rms_norm_eps")] {
+        let out = work.path().join(seed);
+        let seed = fixture(format!("{seed}/seed"));
+        let same = format!("same={}", seed.display());
+        bam!(
+            "upcycle", "--method", "bam", "--seed", seed, "--expert", same, "--top-k", "soft",
+            "--out", out
+        )
+        .ok();
+        edit_json(&out.join("config.json"), |config| {
+            config[other] = json!(0.5);
+        });
+        bam!("logits", seed, out, "--tolerance", "1e-5").ok();
+    }
+}

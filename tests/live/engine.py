@@ -98,6 +98,9 @@ CASES = [
 
 SHORT = ["--steps=4", "--warmup=0", "--batch=2", "--seq=48", "--documents=separate"]
 CASES += [(f"family {path.name}", path, SHORT, (2,)) for path in sorted((FIXTURES / "families").iterdir())]
+LISTED = [checkpoint for _, checkpoint, _, _ in CASES]
+OTHERS = [path for path in sorted((FIXTURES / "mixtures").iterdir()) if path.is_dir() and path not in LISTED]
+CASES += [(f"mixture {path.name}", path, SHORT, (2,)) for path in OTHERS]
 
 
 def command(checkpoint, out, flags, engine, ranks):

@@ -25,7 +25,7 @@ TOLERANCE = 0.02
 TEXTS = 24
 ATTENTION, NETWORK = dict(attention_bias=False), dict(mlp_bias=False)
 OUTPUTS = ("o_proj.bias", "gate_proj.bias", "up_proj.bias", "down_proj.bias")
-# The checkpoint, the endings of tensors that it loses, and keys that change. The head of Phi is its own, as published.
+# The checkpoint, the endings of tensors that it loses, and keys that change.
 FAMILIES = {
     "qwen2": ("qwen2/seed", (), {}),
     "qwen3": ("qwen3/seed", (), {}),
@@ -38,8 +38,20 @@ FAMILIES = {
     "hunyuan_v1_dense": ("families/hunyuan_v1_dense", (".bias",), ATTENTION),
     "granite": ("families/granite", (), {}),
     "internlm2": ("families/internlm2", (".bias",), dict(bias=False)),
+    "smollm3": (
+        "families/smollm3", (".bias",),
+        dict(use_sliding_window=False, no_rope_layers=[1, 1, 1, 0], layer_types=None, **ATTENTION, **NETWORK),
+    ),
+    "stablelm": ("families/stablelm", (), dict(tie_word_embeddings=False)),
+    "stablelm_sequential": ("families/stablelm_sequential", (), {}),
+    "cohere2": (
+        "families/cohere2", (".bias", "lm_head.weight"),
+        dict(tie_word_embeddings=True, layer_types=["sliding_attention"] * 3 + ["full_attention"], **ATTENTION),
+    ),
     "phi": ("families/phi", (), dict(hidden_act="gelu_new", tie_word_embeddings=False)),
-}
+}  # fmt: skip
+# Heads of their own, as published: llama.cpp does not open others.
+OWN_HEADS = ("phi", "stablelm")
 
 
 def run(*words):
@@ -56,7 +68,7 @@ def checkpoint(fixtures, name, folder):
     (folder / "config.json").write_text(json.dumps(config | change))
     tensors = load_file(folder / "model.safetensors")
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(tuple(without) or "\0")}
-    if name == "phi":
+    if name in OWN_HEADS:
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].flip(0).clone()
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 

@@ -40,6 +40,7 @@ class BamConfig(PretrainedConfig):
     attention_multiplier: factor on attention scores instead of `head_dim ** -0.5`.
     logits_divisor: divides the logits.
     attn_logit_softcapping, final_logit_softcapping: bounds `c` of attention scores and logits, `c * tanh(score / c)`.
+    query_scale_beta, query_scale_context: queries are multiplied by `1 + beta * ln(1 + position // context)` (Ministral 3).
     rope_layers: `"all"`, or the layers that rotate queries and keys.
     rope_parameters: the rotation of all layers; or an object for each of `full_attention` and `sliding_attention`, where
         layers with a window rotate otherwise than the others.
@@ -93,6 +94,8 @@ class BamConfig(PretrainedConfig):
         logits_divisor=None,
         attn_logit_softcapping=None,
         final_logit_softcapping=None,
+        query_scale_beta=None,
+        query_scale_context=None,
         block="sequential",
         norm_type="rms",
         norm_position="pre",
@@ -156,6 +159,8 @@ class BamConfig(PretrainedConfig):
         self.logits_divisor = logits_divisor
         self.attn_logit_softcapping = attn_logit_softcapping
         self.final_logit_softcapping = final_logit_softcapping
+        self.query_scale_beta = query_scale_beta
+        self.query_scale_context = query_scale_context
         self.attention_bias = attention_bias
         self.attention_output_bias = attention_output_bias
         self.mlp_bias = mlp_bias

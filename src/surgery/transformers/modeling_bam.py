@@ -47,8 +47,8 @@ class BamNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(shape))
         self.bias = nn.Parameter(torch.empty(shape)) if bias else None
         # No property of the configuration: a seed's key of the same name could not be set.
-        own = getattr(config, f"{config.norm_type}_norm_eps")
-        self.eps = own or config.rms_norm_eps or config.layer_norm_eps or 1e-6
+        said = getattr(config, f"{config.norm_type}_norm_eps"), config.rms_norm_eps, config.layer_norm_eps
+        self.eps = next((eps for eps in said if eps is not None), 1e-6)
         self.kind, self.offset = kind, config.norm_offset
 
     def forward(self, x):
@@ -116,6 +116,14 @@ def rotate(x, angles, interleaved):
     first, second = first * cos - second * sin, second * cos + first * sin
     turned = torch.stack((first, second), dim=-1).flatten(-2) if interleaved else torch.cat((first, second), dim=-1)
     return torch.cat((turned.to(x.dtype), rest), dim=-1)
+
+
+def query_scale(config, position_ids):
+    """The factor on queries at each position, f32 `[b, s, 1, 1]`, or None."""
+    if config.query_scale_beta is None:
+        return None
+    steps = position_ids // config.query_scale_context
+    return (1 + config.query_scale_beta * steps.float().log1p())[..., None, None]
 
 
 def soft_capped(x, cap):
@@ -274,7 +282,7 @@ class BamAttention(BamHeads):
             if self.shared:
                 self.num_key_value_groups *= config.num_attention_experts
 
-    def forward(self, x, attention_mask, angles, past_key_values=None, **kwargs):
+    def forward(self, x, attention_mask, angles, query_scale=None, past_key_values=None, **kwargs):
         config, interleaved = self.config, self.config.rope_interleaved
         experts = getattr(self, "attention_experts", [self])
         queries = [expert.queries(x, angles, interleaved) for expert in experts]
@@ -283,6 +291,8 @@ class BamAttention(BamHeads):
             query = torch.stack(groups, dim=3).flatten(2, 4)
         else:
             query = torch.cat(queries, dim=2)
+        if query_scale is not None:
+            query = query * query_scale.to(query.dtype)
         owners = [self] if self.shared else experts
         keys, values = zip(*(owner.keys_values(x, angles, interleaved) for owner in owners))
         query, key, value = (part.transpose(1, 2) for part in (query, torch.cat(keys, dim=2), torch.cat(values, dim=2)))
@@ -505,10 +515,10 @@ class BamBlock(GradientCheckpointingLayer):
         """What a sublayer adds to the residual stream."""
         return y if self.residual_multiplier is None else y * self.residual_multiplier
 
-    def forward(self, x, attention_mask=None, angles=None, past_key_values=None, **kwargs):
+    def forward(self, x, attention_mask=None, angles=None, query_scale=None, past_key_values=None, **kwargs):
         """Hidden states `[b, s, d]`, and the router logits `[b · s, experts]` or None."""
         h = self.norm("attention_input", x)
-        attention, _ = self.self_attn(h, attention_mask, angles, past_key_values=past_key_values, **kwargs)
+        attention, _ = self.self_attn(h, attention_mask, angles, query_scale, past_key_values=past_key_values, **kwargs)
         attention = self.residual(self.norm("attention_output", attention))
         if not self.parallel:
             x = x + attention
@@ -645,13 +655,14 @@ class BamModel(BamPreTrainedModel):
             position_ids = torch.arange(seen, seen + x.shape[1], device=x.device)[None]
         masks = self.masks(x, attention_mask, past_key_values, position_ids)
         angles = {kind: rotary_angles(self.config.of_kind(kind), position_ids) for kind in masks}
+        scale = query_scale(self.config, position_ids)
 
         hidden_states, router_logits = [], []
         for layer, (block, kind) in enumerate(zip(self.layers, self.config.layer_types)):
             hidden_states.append(x)
             x, logits = block(
                 x, attention_mask=masks[kind], angles=angles[kind] if self.config.rotates(layer) else None,
-                past_key_values=past_key_values, **kwargs,
+                query_scale=scale, past_key_values=past_key_values, **kwargs,
             )  # fmt: skip
             if logits is not None:
                 router_logits.append(logits)

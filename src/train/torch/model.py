@@ -139,10 +139,11 @@ class TrainedModel(nn.Module):
             is_root = factor == config.hidden_size**0.5
             x = x * (torch.tensor(factor, dtype=x.dtype).item() if is_root else factor)
         masks = {kind: self.mask(kind, ids, documents) for kind in set(config.layer_types)}
+        scale = bam.query_scale(config, torch.arange(ids.shape[1], device=ids.device)[None])
         router_logits = []
         for number, (block, kind) in enumerate(zip(model.layers, config.layer_types)):
             angles = self.angles_of(kind, ids) if config.rotates(number) else None
-            x, logits = block(x, attention_mask=masks[kind], angles=angles)
+            x, logits = block(x, attention_mask=masks[kind], angles=angles, query_scale=scale)
             if logits is not None:
                 router_logits.append(logits)
         x = model.norm(x).flatten(0, 1)

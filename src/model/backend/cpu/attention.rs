@@ -1,6 +1,8 @@
 //! Attention for training, ordinary or of experts: projections, rotation, softmax attention, gates and output projections
 //! as one operation.
 
+use std::borrow::Cow;
+
 use candle_core::{Device, Result, Tensor};
 
 use super::attend::{InputGradients, Inputs, Sizes};
@@ -39,6 +41,8 @@ struct Operation {
     sizes: Sizes,
     /// Absent in a layer that does not rotate.
     rotate: Option<Rotate>,
+    /// Factors on queries, `[1 or batch, seq]`. A rotation of a scaled query is the scaled rotation.
+    query_scales: Option<Vec<f32>>,
 }
 
 /// A projection, and its values after the norm where it has one.
@@ -185,7 +189,20 @@ impl Operation {
             key_values,
             sizes,
             rotate: rotation.map(Rotate::new).transpose()?,
+            query_scales: match &pass.query_scales {
+                Some(scales) => Some(scales.flatten_all()?.to_vec1()?),
+                None => None,
+            },
         })
+    }
+
+    /// Queries of one expert, or their gradients, times the factors of their positions.
+    fn scaled<'a>(&self, queries: &'a [f32]) -> Cow<'a, [f32]> {
+        let Some(scales) = &self.query_scales else {
+            return queries.into();
+        };
+        let width = self.sizes.heads * self.sizes.head_dim;
+        scale_rows(queries, width, |token| scales[token % scales.len()]).into()
     }
 
     /// The number of the keys and values that an expert uses.
@@ -211,7 +228,7 @@ impl Operation {
             let set = self.set(number);
             queries.push(Projected::new(q, q_norm, h, tokens)?);
             let inputs = Inputs {
-                queries: queries[number].values(),
+                queries: &self.scaled(queries[number].values()),
                 keys: keys[set].values(),
                 values: &values[set],
             };
@@ -268,7 +285,7 @@ impl Operation {
                 .for_each(|(all, one)| *all = one);
 
             let inputs = Inputs {
-                queries: saved.queries[number].values(),
+                queries: &self.scaled(saved.queries[number].values()),
                 keys: saved.keys[set].values(),
                 values: &saved.values[set],
             };
@@ -276,6 +293,11 @@ impl Operation {
                 .sizes
                 .backward(&inputs, self.rotate.as_ref(), &grad_heads);
             let grad_queries = std::mem::take(&mut found.queries);
+            let scaled = match self.scaled(&grad_queries) {
+                Cow::Owned(scaled) => Some(scaled),
+                Cow::Borrowed(_) => None,
+            };
+            let grad_queries = scaled.unwrap_or(grad_queries);
             let grad_queries = saved.queries[number].backward(q_norm, grad_queries, gradients)?;
             q.backward(&grad_queries, tokens, &mut grad_h, number > 0)?;
             q.add_grad_weight(h, &grad_queries, tokens, gradients)?;

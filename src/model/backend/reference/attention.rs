@@ -86,7 +86,8 @@ fn adapted_sum<S: Steps>(
     steps.sum_of_matmuls(&adapted)
 }
 
-/// Queries `[batch, seq, experts, heads, head_dim]`, rotated where the layer rotates; keys likewise, and values,
+/// Queries `[batch, seq, experts, heads, head_dim]`, rotated where the layer rotates, and scaled by their position where the model
+/// does so; keys rotated likewise, and values,
 /// `[batch · sets · kv heads, seq, head_dim]`.
 fn project<S: Steps>(
     steps: &S,
@@ -160,7 +161,12 @@ fn project<S: Steps>(
             .contiguous()?
             .reshape((rows, seq, attention.head_dim))
     };
-    Ok((Tensor::stack(&queries, 2)?, fold(keys)?, fold(values)?))
+    let queries = Tensor::stack(&queries, 2)?;
+    let queries = match &pass.query_scales {
+        Some(scales) => queries.broadcast_mul(scales)?,
+        None => queries,
+    };
+    Ok((queries, fold(keys)?, fold(values)?))
 }
 
 fn clipped(attention: &Attention, x: Tensor) -> Result<Tensor> {

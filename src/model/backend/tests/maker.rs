@@ -230,6 +230,11 @@ impl Maker {
                 },
                 window: None,
             },
+            query_scales: features.query_scales.then(|| {
+                let factors: Vec<f64> = (0..rows * seq).map(|i| 1.0 + 0.3 * i as f64).collect();
+                let factors = Tensor::from_vec(factors, (rows, seq, 1, 1, 1), &Device::Cpu);
+                factors.unwrap().to_dtype(self.dtype).unwrap()
+            }),
             overrides: Overrides {
                 dropped: features.dropped.clone(),
                 ..Overrides::default()
@@ -262,6 +267,7 @@ pub(super) struct Features {
     pub(super) interleaved: bool,
     pub(super) partial_rotary: bool,
     pub(super) rotation: LayerRotation,
+    pub(super) query_scales: bool,
     pub(super) adapters: bool,
     pub(super) gated: bool,
     pub(super) activation: Activation,
@@ -290,6 +296,7 @@ pub(super) const PLAIN: Features = Features {
     interleaved: false,
     partial_rotary: false,
     rotation: LayerRotation::Full,
+    query_scales: false,
     adapters: false,
     gated: true,
     activation: Activation::Silu,

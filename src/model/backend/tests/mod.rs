@@ -246,10 +246,13 @@ fn inference_is_that_of_the_reference() {
             // The same rows in three parts with a cache, and with the rotations of the whole.
             let mut cache = LayerCache::default();
             let rotation = pass.rotations.full.clone();
+            let scales = pass.query_scales.clone();
             for (first, rows) in [(0, 50), (50, 1), (51, 19)] {
                 pass.attention_mask.offset = first;
                 pass.rotations.full.cos = rotation.cos.narrow(1, first, rows).unwrap();
                 pass.rotations.full.sin = rotation.sin.narrow(1, first, rows).unwrap();
+                let scales = scales.as_ref();
+                pass.query_scales = scales.map(|all| all.narrow(1, first, rows).unwrap());
                 pass.masks = RefCell::default();
                 let h = h.narrow(1, first, rows).unwrap();
                 let part = operations

@@ -81,6 +81,18 @@ pub(super) fn attention_table() -> Vec<Features> {
             window: Some(3),
             ..PLAIN
         },
+        Features {
+            query_scales: true,
+            mask: "padding",
+            qk_norm: "head",
+            ..PLAIN
+        },
+        Features {
+            query_scales: true,
+            shared_kv: true,
+            partial_rotary: true,
+            ..experts.clone()
+        },
         experts.clone(),
         Features {
             shared_kv: true,
