@@ -1,7 +1,7 @@
 //! Routers and experts of a mixture in a few sentences, as its configuration has them.
 
 use super::model_card::CardModel;
-use crate::family::{AttentionKv, Layers, Mixture};
+use crate::family::{AttentionGate, AttentionKv, Layers, Mixture};
 use crate::markdown;
 use crate::table::counted;
 
@@ -73,7 +73,9 @@ fn attention(mixture: &Mixture, layers: u64) -> String {
         mixture.num_attention_experts_per_tok,
         mixture.num_attention_experts,
     );
-    let gates = if top_k == all {
+    let gates = if mixture.attention_gate == AttentionGate::Sigmoid {
+        "weights each of them by a sigmoid gate of its own (soft routing)".to_owned()
+    } else if top_k == all {
         "weights all of them for each token (soft routing)".to_owned()
     } else {
         format!("sends each token to {top_k} of them")

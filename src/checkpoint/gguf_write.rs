@@ -112,12 +112,7 @@ impl GgufMetadata {
 
     /// Adds a whole number; one that does not fit 32 bits is an error.
     pub fn number(&mut self, key: &str, value: u64) -> Result<()> {
-        let value = u32::try_from(value).map_err(|_| {
-            Error::from(CheckpointError::LargeGgufNumber {
-                value,
-                key: key.to_owned(),
-            })
-        })?;
+        let value = narrow(key, value)?;
         self.key(key, 4);
         self.bytes.extend(value.to_le_bytes());
         Ok(())
@@ -154,12 +149,36 @@ impl GgufMetadata {
             .extend(values.iter().flat_map(|value| value.to_le_bytes()));
     }
 
+    /// Adds a list of whole numbers; one that does not fit 32 bits is an error.
+    pub fn unsigned(&mut self, key: &str, values: &[u64]) -> Result<()> {
+        self.list(key, 4, values.len());
+        for value in values {
+            self.bytes.extend(narrow(key, *value)?.to_le_bytes());
+        }
+        Ok(())
+    }
+
+    /// Adds a list of truth values.
+    pub fn flags(&mut self, key: &str, values: &[bool]) {
+        self.list(key, 7, values.len());
+        self.bytes
+            .extend(values.iter().map(|value| u8::from(*value)));
+    }
+
     /// Adds a list of 32-bit floats.
     pub fn floats(&mut self, key: &str, values: &[f32]) {
         self.list(key, 6, values.len());
         self.bytes
             .extend(values.iter().flat_map(|value| value.to_le_bytes()));
     }
+}
+
+/// A whole number in 32 bits.
+fn narrow(key: &str, value: u64) -> Result<u32> {
+    u32::try_from(value).map_err(|_| {
+        let key = key.to_owned();
+        CheckpointError::LargeGgufNumber { value, key }.into()
+    })
 }
 
 /// Writes these tensors to the new `file`, which errors call `path`.

@@ -9,8 +9,8 @@ use clap::Args;
 
 use super::error::CliError;
 use super::methods::SizeArguments;
+use super::mixture_values::KvName;
 use super::printer::Printer;
-use super::upcycle::KvName;
 use super::verb::{HubUse, Verb};
 use super::{Outcome, Verdict};
 

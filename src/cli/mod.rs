@@ -34,6 +34,7 @@ mod man;
 mod man_sections;
 mod merge;
 mod methods;
+mod mixture_values;
 mod names;
 mod opened;
 mod preview;

@@ -10,7 +10,8 @@ use bam_convert::arguments::{
 use bam_convert::checkpoint::dtype::{self, Dtype};
 use bam_convert::checkpoint::output::check_target;
 use bam_convert::family::{
-    self, Architecture, AttentionKv, BAM, Mixture, RouterBias, RoutingPreset, RoutingRequest, TopK,
+    self, Architecture, AttentionGate, AttentionKv, BAM, Mixture, RouterBias, RoutingPreset,
+    RoutingRequest, TopK,
 };
 use bam_convert::mergekit::Dialect;
 use bam_convert::pipeline::{Declaration, RecordedSettings, StageUse, is_before};
@@ -18,13 +19,14 @@ use bam_convert::surgery::Model;
 use bam_convert::surgery::methods::{self, ExpertRule, Method};
 use bam_convert::surgery::router::RouterInit;
 use bam_convert::surgery::upcycle::{Expert, SEED, UpcycleSettings, check_names, plan};
+use clap::Args;
 use clap::builder::PossibleValuesParser;
-use clap::{Args, ValueEnum};
 
 use super::Outcome;
 use super::check::{Check, Untrained};
 use super::error::{self, CliError};
 use super::methods::MethodArguments;
+use super::mixture_values::{AttentionGateName, KvName, MeanOrSeed, RouterBiasName};
 use super::printer::Printer;
 use super::prompts::ComputedRows;
 use super::verb::Verb;
@@ -72,6 +74,10 @@ pub struct Arguments {
     /// Attention experts a token goes to, or `soft` for all of them, weighted (`bam`) [default: soft].
     #[arg(long, value_name = "K")]
     attention_top_k: Option<TopK>,
+    /// How attention gates come from logits: a softmax over the experts, or each expert's own sigmoid times 2 / the number
+    /// of experts (`bam`, soft attention routing) [default: softmax].
+    #[arg(long, value_enum, value_name = "GATE")]
+    attention_gate: Option<AttentionGateName>,
     /// Divide the gates of the selected feed-forward experts by their sum [default: true where a token goes to more than
     /// one].
     #[arg(long, value_name = "BOOL")]
@@ -185,50 +191,6 @@ impl ArgumentValue for ExpertSource {
             Vec::new()
         } else {
             CheckpointPath::places(text)
-        }
-    }
-}
-
-/// Values of `--kv`.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum KvName {
-    /// Keys and values per expert.
-    Expert,
-    /// One set for all experts.
-    Shared,
-}
-
-impl KvName {
-    /// As configurations record it.
-    pub fn value(self) -> AttentionKv {
-        match self {
-            Self::Expert => AttentionKv::Expert,
-            Self::Shared => AttentionKv::Shared,
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum MeanOrSeed {
-    /// The average over the dense models.
-    Mean,
-    /// The seed's.
-    Seed,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum RouterBiasName {
-    /// Added to the logits, before the softmax.
-    Logits,
-    /// Added to the gates where the largest are chosen, and nowhere else.
-    Choice,
-}
-
-impl RouterBiasName {
-    fn value(self) -> RouterBias {
-        match self {
-            Self::Logits => RouterBias::Logits,
-            Self::Choice => RouterBias::Choice,
         }
     }
 }
@@ -349,6 +311,9 @@ impl Arguments {
             expert_rule,
             target: self.target.clone(),
             kv: self.kv.map_or(AttentionKv::Expert, KvName::value),
+            attention_gate: self
+                .attention_gate
+                .map_or(AttentionGate::Softmax, AttentionGateName::value),
             shared_kv_of_seed: self
                 .shared_kv
                 .map_or(rest_of_seed, |of| matches!(of, MeanOrSeed::Seed)),
@@ -435,6 +400,7 @@ impl Arguments {
             ("--kv", self.kv.is_some()),
             ("--shared-kv", self.shared_kv.is_some()),
             ("--attention-top-k", self.attention_top_k.is_some()),
+            ("--attention-gate", self.attention_gate.is_some()),
             ("--attention-router", self.attention_router.is_some()),
         ];
         let of_models = [

@@ -56,6 +56,12 @@ pub enum EvaluateError {
         /// The model.
         path: PathBuf,
     },
+    /// Some attention experts are asked for, but their gates are sigmoids.
+    #[error("{}: attention_gate is sigmoid, so there is no top-k of attention experts", path.display())]
+    SigmoidTopK {
+        /// The model.
+        path: PathBuf,
+    },
     /// A file that is no result of `eval --json`.
     #[error("{}: expected the result of an evaluation: {problem}", path.display())]
     NotAResult {
@@ -317,6 +323,7 @@ impl EvaluateError {
             | Self::LongWindows { path, .. }
             | Self::LogitsNotFinite { path }
             | Self::NoAttentionExperts { path }
+            | Self::SigmoidTopK { path }
             | Self::NotAResult { path, .. }
             | Self::TableEnding { path }
             | Self::TokensDiffer { path, .. }

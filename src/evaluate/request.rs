@@ -4,13 +4,14 @@ use std::path::Path;
 
 use super::error::EvaluateError;
 use crate::Result;
-use crate::family::{Architecture, AttentionKv, TopK, expert_names, find_experts};
+use crate::family::{Architecture, AttentionGate, AttentionKv, TopK, expert_names, find_experts};
 use crate::model::Overrides;
 
 /// Changes to the routing of every mixture that is evaluated.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RoutingRequest {
-    /// Experts that no token goes to, by name or number; the gates of the others are a softmax over them alone.
+    /// Experts that no token goes to, by name or number; the gates of the others are a softmax over them alone, or sigmoids
+    /// that grow by one factor.
     pub without: Vec<String>,
     /// Feed-forward experts a token goes to.
     pub top_k: Option<TopK>,
@@ -32,6 +33,14 @@ impl RoutingRequest {
         if self.attention_top_k.is_some() && mixture.attention_kv == AttentionKv::Merged {
             let path = folder.to_path_buf();
             return Err(EvaluateError::NoAttentionExperts { path }.into());
+        }
+        let chooses =
+            |k: TopK| k.of(mixture.num_attention_experts) != mixture.num_attention_experts;
+        if mixture.attention_gate == AttentionGate::Sigmoid
+            && self.attention_top_k.is_some_and(chooses)
+        {
+            let path = folder.to_path_buf();
+            return Err(EvaluateError::SigmoidTopK { path }.into());
         }
         let names = expert_names(folder, architecture)?;
         let mut dropped = Vec::new();

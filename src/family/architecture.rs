@@ -12,7 +12,9 @@ use super::config::{FIRST_BAM_VERSION, LAST_BAM_VERSION};
 use super::format::Family;
 use super::keys::Field;
 use super::known::BAM;
-use super::layout::{Block, Layers, Layouts, MlpType, NormPosition, NormType, QkNorm};
+use super::layout::{
+    AttentionGate, Block, Layers, Layouts, MlpType, NormPosition, NormType, QkNorm,
+};
 use super::mixture::Mixture;
 use super::multimodal::Multimodal;
 use super::multipliers::Multipliers;
@@ -141,10 +143,10 @@ impl Architecture {
             && self.rope_layers.is_all()
             && self.window_rope.is_none()
             && self.multipliers == Multipliers::default()
-            && self
-                .mixture
-                .as_ref()
-                .is_none_or(|mixture| mixture.moe_output_multiplier.is_none());
+            && self.mixture.as_ref().is_none_or(|mixture| {
+                mixture.moe_output_multiplier.is_none()
+                    && mixture.attention_gate == AttentionGate::Softmax
+            });
         if is_first {
             FIRST_BAM_VERSION
         } else {

@@ -40,6 +40,26 @@ pub enum ArchitectureFault {
     /// A gate for a shared expert that the mixture does not have.
     #[error("is true, but there is no shared expert: shared_expert_intermediate_size is not set")]
     NoSharedExpert,
+    /// A factor on attention gates that are a softmax.
+    #[error("is for sigmoid gates, but attention_gate is softmax")]
+    ScaledSoftmax,
+    /// A factor on attention gates that is none.
+    #[error("expected a finite number above 0")]
+    GateScale,
+    /// Sigmoid attention gates without attention experts.
+    #[error("is sigmoid, but there are no attention experts: attention_kv is merged")]
+    GateWithoutExperts,
+    /// Sigmoid attention gates of some experts.
+    #[error("expected all {experts}, because attention_gate is sigmoid, found {found}")]
+    SigmoidTopK {
+        /// Attention experts.
+        experts: u64,
+        /// Attention experts that a token goes to.
+        found: u64,
+    },
+    /// Sigmoid attention gates that are divided by their sum.
+    #[error("expected false, because attention_gate is sigmoid, found true")]
+    NormalisedSigmoid,
     /// A list with a layer beyond the last.
     #[error("expected layers from 0 to {}, found {found}", layers.saturating_sub(1))]
     NoLayer {
@@ -61,6 +81,10 @@ impl ArchitectureFault {
             Self::ManyTensors { .. } => "num_hidden_layers",
             Self::ManyParameters => "hidden_size",
             Self::NoSharedExpert => "shared_expert_gate",
+            Self::ScaledSoftmax | Self::GateScale => "attention_gate_scale",
+            Self::GateWithoutExperts => "attention_gate",
+            Self::SigmoidTopK { .. } => "num_attention_experts_per_tok",
+            Self::NormalisedSigmoid => "norm_topk_prob_attention",
         }
     }
 }

@@ -263,8 +263,6 @@ pub enum GgufModelError {
         family: Box<str>,
         /// The families that are written.
         known: Vec<String>,
-        /// Whether the model is one of this program's own mixtures.
-        is_bam: bool,
     },
     /// A model that llama.cpp would compute otherwise.
     #[error(
@@ -340,9 +338,6 @@ impl GgufModelError {
             Self::SlowTokenizer { .. } => "save the tokenizer with transformers as a fast one",
             Self::NoNames { .. } => "say them in a section `gguf` of its format file",
             Self::NoKey { .. } => "name it under `gguf.keys` of the format file",
-            Self::NotWritten { is_bam: true, .. } => {
-                "`convert --to mixtral` where that holds it, then --to gguf"
-            }
             Self::NotWritten { known, .. } => {
                 return Some(format!("families that are written: {}", known.join(", ")).into());
             }

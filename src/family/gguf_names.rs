@@ -44,7 +44,6 @@ pub fn check(path: &Path, architecture: &Architecture) -> Result<()> {
             path: path.to_path_buf(),
             family: a.family.as_str().into(),
             known: written()?.map(|(family, _)| family.name.clone()).collect(),
-            is_bam: a.is_bam(),
         }
         .into());
     };
@@ -198,7 +197,7 @@ pub fn describe(
         let used = names.key(Field::NumExpertsPerTok)?;
         metadata.number(&used, mixture.num_experts_per_tok)?;
     }
-    rope(metadata, &names, &path.join("config.json"), a)
+    rope(metadata, &names.architecture, &path.join("config.json"), a)
 }
 
 /// Dimensions of each head that rotate.
@@ -206,28 +205,30 @@ fn rotated(a: &Architecture) -> u64 {
     (a.head_dim as f64 * a.partial_rotary_factor.unwrap_or(1.0)) as u64
 }
 
-fn rope(
+/// Adds the scaling of the rotary embedding under the keys of `architecture`; returns its factors, where it has them.
+pub(super) fn rope(
     metadata: &mut GgufMetadata,
-    names: &GgufNames,
+    architecture: &str,
     config: &Path,
     a: &Architecture,
 ) -> Result<Option<Vec<f32>>> {
     let Some(Value::Object(scaling)) = &a.rope_scaling else {
         return Ok(None);
     };
+    let own_key = |key: &str| format!("{architecture}.{key}");
     let number = |key: &str| scaling.get(key).and_then(Value::as_f64);
     let needed =
         |key: &str| number(key).ok_or_else(|| InputError::missing_key(config, key, "a number"));
     let mut factors = None;
     let known: &[&str] = match scaling.get("rope_type").and_then(Value::as_str) {
         Some(kind @ ("linear" | "yarn")) => {
-            metadata.text(&names.own_key("rope.scaling.type"), kind);
-            metadata.float(&names.own_key("rope.scaling.factor"), needed("factor")?);
+            metadata.text(&own_key("rope.scaling.type"), kind);
+            metadata.float(&own_key("rope.scaling.factor"), needed("factor")?);
             if kind == "yarn" {
                 let original =
                     number("original_max_position_embeddings").map(|length| length as u64);
                 if let Some(original) = original.or(a.max_position_embeddings) {
-                    let key = names.own_key("rope.scaling.original_context_length");
+                    let key = own_key("rope.scaling.original_context_length");
                     metadata.number(&key, original)?;
                 }
                 // llama.cpp does not read them for this architecture: it takes YaRN's usual values.

@@ -180,6 +180,16 @@ choice! {
     }
 }
 
+choice! {
+    /// How the logits of attention routers become gates.
+    AttentionGate {
+        /// A softmax over all experts.
+        Softmax = "softmax",
+        /// The sigmoid of each expert's own logit, times a scale.
+        Sigmoid = "sigmoid",
+    }
+}
+
 /// A value in the words of a message: its name, or one of two texts for false and true.
 macro_rules! words {
     ($value:expr) => {

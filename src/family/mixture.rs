@@ -6,7 +6,7 @@ use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 use super::architecture_fault::ArchitectureFault;
-use super::layout::{AttentionKv, Layers, Unexpected};
+use super::layout::{AttentionGate, AttentionKv, Layers, Unexpected};
 use crate::checkpoint::json::kind;
 
 /// The weight in a stock `config.json` of the load-balancing loss whose weight is `of_sum` here.
@@ -143,6 +143,12 @@ pub struct Mixture {
     pub norm_topk_prob: bool,
     /// The same for attention experts.
     pub norm_topk_prob_attention: bool,
+    /// How the logits of attention routers become gates.
+    #[serde(skip_serializing_if = "is_softmax")]
+    pub attention_gate: AttentionGate,
+    /// Factor on the gates of attention experts where they are sigmoids; `None` where it is 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attention_gate_scale: Option<f64>,
     /// Inner width of the shared expert, which every token goes to beside its own; `None` without one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shared_expert_intermediate_size: Option<u64>,
@@ -169,9 +175,21 @@ fn is_false(value: &bool) -> bool {
     !value
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref)] // as serde wants it
+fn is_softmax(gate: &AttentionGate) -> bool {
+    *gate == AttentionGate::Softmax
+}
+
+/// The factor on the sigmoid gates of so many fresh attention experts: their sum is 1 where every sigmoid is a half.
+pub fn usual_gate_scale(experts: u64) -> f64 {
+    2.0 / experts.max(1) as f64
+}
+
 impl Mixture {
     /// Keys that [`Serialize`] leaves out where they say that there is nothing.
-    pub(crate) const OPTIONAL_KEYS: [&str; 5] = [
+    pub(crate) const OPTIONAL_KEYS: [&str; 7] = [
+        "attention_gate",
+        "attention_gate_scale",
         "shared_expert_intermediate_size",
         "shared_expert_gate",
         "expert_adapters",
@@ -180,7 +198,7 @@ impl Mixture {
     ];
 
     /// Every key of a BAM's `config.json` that is about its experts.
-    pub(crate) const KEYS: [&str; 18] = [
+    pub(crate) const KEYS: [&str; 20] = [
         "num_experts",
         "num_local_experts",
         "num_attention_experts",
@@ -192,6 +210,8 @@ impl Mixture {
         "num_attention_experts_per_tok",
         "norm_topk_prob",
         "norm_topk_prob_attention",
+        "attention_gate",
+        "attention_gate_scale",
         "router_aux_loss_coef",
         "router_z_loss_coef",
         "shared_expert_intermediate_size",
@@ -244,6 +264,7 @@ impl Mixture {
                 });
             }
         }
+        self.check_attention_gate()?;
         if self.shared_expert_gate && self.shared_expert_intermediate_size.is_none() {
             return Err(ArchitectureFault::NoSharedExpert);
         }
@@ -263,5 +284,45 @@ impl Mixture {
             }
         }
         Ok(())
+    }
+
+    /// Refuses sigmoid gates whose meaning is not fixed, and a scale on other gates.
+    fn check_attention_gate(&self) -> Result<(), ArchitectureFault> {
+        let scale = self.attention_gate_scale;
+        if self.attention_gate == AttentionGate::Softmax {
+            return match scale {
+                None => Ok(()),
+                Some(_) => Err(ArchitectureFault::ScaledSoftmax),
+            };
+        }
+        if self.attention_kv == AttentionKv::Merged {
+            return Err(ArchitectureFault::GateWithoutExperts);
+        }
+        if self.num_attention_experts_per_tok != self.num_attention_experts {
+            return Err(ArchitectureFault::SigmoidTopK {
+                experts: self.num_attention_experts,
+                found: self.num_attention_experts_per_tok,
+            });
+        }
+        if self.norm_topk_prob_attention {
+            return Err(ArchitectureFault::NormalisedSigmoid);
+        }
+        match scale {
+            Some(scale) if !(scale > 0.0 && scale.is_finite()) => Err(ArchitectureFault::GateScale),
+            _ => Ok(()),
+        }
+    }
+
+    /// The factor on the gates of attention experts after a change of their number from [`Self::num_attention_experts`] to
+    /// `experts`: the sum of equal gates stays.
+    pub(crate) fn gate_scale_of(&self, experts: u64) -> Option<f64> {
+        let before = self.num_attention_experts;
+        let scale = self.attention_gate_scale.unwrap_or(1.0);
+        let changed = if scale == usual_gate_scale(before) {
+            usual_gate_scale(experts)
+        } else {
+            scale * before as f64 / experts.max(1) as f64
+        };
+        (self.attention_gate == AttentionGate::Sigmoid && changed != 1.0).then_some(changed)
     }
 }

@@ -6,7 +6,7 @@ use super::architecture::Architecture;
 use super::config::{Config, Found};
 use super::format::Family;
 use super::keys::{Field, Key, Keys};
-use super::layout::{AttentionKv, Layers};
+use super::layout::{AttentionGate, AttentionKv, Layers};
 use super::mixture::{AVERAGE, Mixture, RouterBias, weight_of_sum};
 use super::role::Role;
 use super::sparse_layers::sparse_layers;
@@ -27,6 +27,8 @@ impl Mixture {
             num_attention_experts_per_tok: num_experts,
             norm_topk_prob: false,
             norm_topk_prob_attention: false,
+            attention_gate: AttentionGate::Softmax,
+            attention_gate_scale: None,
             shared_expert_intermediate_size: None,
             shared_expert_gate: false,
             expert_adapters: false,
@@ -84,6 +86,11 @@ impl Mixture {
             norm_topk_prob_attention: config
                 .own_flag("norm_topk_prob_attention")?
                 .unwrap_or_default(),
+            attention_gate: config
+                .choice("attention_gate")?
+                .unwrap_or(usual.attention_gate),
+            attention_gate_scale: Some(number("attention_gate_scale", 1.0)?)
+                .filter(|factor| *factor != 1.0),
             shared_expert_intermediate_size: config.own_count("shared_expert_intermediate_size")?,
             shared_expert_gate: config.own_flag("shared_expert_gate")?.unwrap_or_default(),
             expert_adapters: config.own_flag("expert_adapters")?.unwrap_or_default(),

@@ -33,6 +33,7 @@ mod format_error;
 mod fused;
 pub mod gguf;
 mod gguf_architecture;
+pub mod gguf_bam;
 mod gguf_bpe;
 mod gguf_error;
 mod gguf_metadata;
@@ -93,8 +94,10 @@ pub use format_error::FormatError;
 pub use fused::ExpertLayout;
 pub use gguf_error::GgufModelError;
 pub use known::{BAM, families};
-pub use layout::{AttentionKv, Block, Layers, MlpType, NormPosition, NormType, QkNorm};
-pub use mixture::{Mixture, RouterBias, TopK};
+pub use layout::{
+    AttentionGate, AttentionKv, Block, Layers, MlpType, NormPosition, NormType, QkNorm,
+};
+pub use mixture::{Mixture, RouterBias, TopK, usual_gate_scale};
 pub use multimodal::Multimodal;
 pub use multipliers::Multipliers;
 pub(crate) use quantised::drop_leftover;

@@ -11,7 +11,7 @@ use super::error::ModelError;
 use super::pass::{AttentionMask, Pass};
 use super::router::Overrides;
 use crate::Result;
-use crate::family::AttentionKv;
+use crate::family::{AttentionGate, AttentionKv};
 
 impl CausalLm {
     /// The embeddings of `tokens` `[batch, seq, hidden]`, and what the layers need to know of the pass.
@@ -202,6 +202,12 @@ impl CausalLm {
             if let Some(found) = value.filter(|value| *value == 0 || *value > most) {
                 return Err(ModelError::TopK { what, most, found }.into());
             }
+        }
+        let chooses = overrides
+            .attention_top_k
+            .is_some_and(|k| k < mixture.num_attention_experts as usize);
+        if chooses && mixture.attention_gate == AttentionGate::Sigmoid {
+            return Err(ModelError::SigmoidTopK.into());
         }
         Ok(())
     }

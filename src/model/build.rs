@@ -3,13 +3,13 @@
 use super::block::Block;
 use super::error::ModelError;
 use super::modules::{
-    Attention, Bias, Experts, FeedForward, Head, Heads, KeyValue, LayerRotation, Linear, Matrix,
-    Mlp, Norm, Router, SharedExpert,
+    Attention, Bias, Experts, FeedForward, Gates, Head, Heads, KeyValue, LayerRotation, Linear,
+    Matrix, Mlp, Norm, Router, SharedExpert,
 };
 use super::params::{Params, Value};
 use crate::family::{
-    Activation, Architecture, AttentionKv, Block as Layout, Config, MlpType, NormPosition,
-    NormType, QkNorm, Role, RouterBias,
+    Activation, Architecture, AttentionGate, AttentionKv, Block as Layout, Config, MlpType,
+    NormPosition, NormType, QkNorm, Role, RouterBias,
 };
 use crate::{Error, Result};
 
@@ -129,6 +129,12 @@ impl Builder<'_> {
             Some(mixture) => Some(Router {
                 weight: self.matrix(Role::AttentionRouter, (layer, None))?,
                 bias: self.router_bias(Role::AttentionRouter, layer)?,
+                gates: match mixture.attention_gate {
+                    AttentionGate::Softmax => Gates::Softmax,
+                    AttentionGate::Sigmoid => Gates::Sigmoid {
+                        scale: mixture.attention_gate_scale.unwrap_or(1.0),
+                    },
+                },
                 experts: mixture.num_attention_experts as usize,
                 top_k: mixture.num_attention_experts_per_tok as usize,
                 normalise: mixture.norm_topk_prob_attention,
@@ -171,6 +177,7 @@ impl Builder<'_> {
         let router = Router {
             weight: self.matrix(Role::FfnRouter, (layer, None))?,
             bias: self.router_bias(Role::FfnRouter, layer)?,
+            gates: Gates::Softmax,
             experts: mixture.num_experts as usize,
             top_k: mixture.num_experts_per_tok as usize,
             normalise: mixture.norm_topk_prob,

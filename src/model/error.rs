@@ -206,6 +206,11 @@ pub enum ModelError {
         /// The top-k.
         found: usize,
     },
+    /// A top-k of attention experts whose gates are sigmoids.
+    #[error(
+        "expected no attention top-k: attention_gate is sigmoid, so that every token goes to all experts"
+    )]
+    SigmoidTopK,
     /// Logits with NaN or infinities.
     #[error("{}: its logits are not finite: NaN or infinity among them", path.display())]
     NotFinite {

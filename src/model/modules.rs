@@ -113,13 +113,24 @@ pub(super) enum Bias {
     Choice(Tensor),
 }
 
-/// A softmax router with its weight `[experts, hidden]`.
-///
-/// Gates are a softmax over all experts, then the `top_k` largest (BAM, sections 3.3 and 3.4).
+/// How the logits of a router become gates.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Gates {
+    /// A softmax over all experts, then the `top_k` largest (BAM, sections 3.3 and 3.4).
+    Softmax,
+    /// For each expert the sigmoid of its own logit, times a factor. Every token goes to all experts.
+    Sigmoid {
+        /// The factor.
+        scale: f64,
+    },
+}
+
+/// A router with its weight `[experts, hidden]`.
 #[derive(Debug, Clone)]
 pub(super) struct Router {
     pub(super) weight: Matrix,
     pub(super) bias: Bias,
+    pub(super) gates: Gates,
     pub(super) experts: usize,
     pub(super) top_k: usize,
     /// Whether the chosen gates are divided by their sum.

@@ -11,7 +11,8 @@ pub struct Overrides {
     pub top_k: Option<usize>,
     /// Attention experts that a token goes to.
     pub attention_top_k: Option<usize>,
-    /// Experts that no token goes to, feed-forward and attention alike; gates are a softmax over the others.
+    /// Experts that no token goes to, feed-forward and attention alike. Gates are a softmax over the others; sigmoid gates of
+    /// the others grow by the same factor, so that the sum of equal gates stays.
     pub dropped: Vec<usize>,
 }
 
@@ -20,7 +21,7 @@ pub struct Overrides {
 pub struct Routing {
     /// Router logits `[batch, seq, experts]`.
     pub logits: Tensor,
-    /// Their softmax over all experts.
+    /// Their softmax over all experts; where gates are sigmoids, the share of each in their sum.
     pub probabilities: Tensor,
     /// Weights of the experts' outputs, zero for those not chosen `[batch, seq, experts]`.
     pub gates: Tensor,

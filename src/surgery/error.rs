@@ -209,6 +209,16 @@ pub enum SurgeryError {
         /// The experts.
         experts: u64,
     },
+    /// Some attention experts a token where gates are sigmoids.
+    #[error(
+        "--attention-top-k {found} chooses among {experts} experts, which sigmoid gates do not"
+    )]
+    SigmoidTopK {
+        /// Attention experts a token.
+        found: u64,
+        /// The attention experts.
+        experts: u64,
+    },
     /// A mixture that keeps fewer experts than a token goes to.
     #[error("each token goes to {found} experts, but {left} would be left")]
     FewExpertsLeft {
@@ -291,6 +301,9 @@ impl SurgeryError {
                 "`bam-convert expert extract` makes a dense model of one expert"
             }
             Self::NoAttentionTopK => "leave it out",
+            Self::SigmoidTopK { .. } => {
+                "pass --attention-top-k soft, or make the mixture with --attention-gate softmax"
+            }
             Self::OneGate => "pass --top-k 2 or more, or --norm-topk-prob false",
             Self::MergeWeights { .. } => "give finite weights that do not add up to 0",
             _ => return None,

@@ -55,6 +55,16 @@ pub enum ExportError {
         /// The dtype.
         stored: Dtype,
     },
+    /// Norms of queries or keys that differ between attention experts.
+    #[error("{}: tensor `{tensor}`: differs from `{first}`, but the format has one for all experts", path.display())]
+    DifferentNorms {
+        /// The mixture.
+        path: PathBuf,
+        /// The norm of another expert.
+        tensor: String,
+        /// The norm of the first expert.
+        first: String,
+    },
     /// A `--dtype` that numpy does not have.
     #[error("numpy has no {}; expected f16, f32 or f64", dtype::name(*dtype))]
     NumpyDtype {
@@ -130,6 +140,9 @@ impl ExportError {
                 "leave --layout out, or pass --to with a family of transformers"
             }
             Self::GgufDtype { .. } => "pass --dtype f16, bf16 or f32",
+            Self::DifferentNorms { .. } => {
+                "train the specialists with --freeze q_norm,k_norm, so that they keep the seed's"
+            }
             Self::NumpyDtype { .. } => "bf16 tensors are stored exactly in f32 without --dtype",
             Self::ArrayDtype { stored, .. } if dtype::is_float(*stored) => {
                 "pass --dtype f32 or f16"
@@ -155,6 +168,7 @@ impl ExportError {
             | Self::FileExists { path }
             | Self::OtherFile { path, .. } => ErrorPlace::of(path),
             Self::ArrayDtype { path, tensor, .. }
+            | Self::DifferentNorms { path, tensor, .. }
             | Self::ArrayName { path, tensor }
             | Self::ArrayExtents { path, tensor, .. } => ErrorPlace::of(path).with_tensor(tensor),
         }

@@ -10,7 +10,7 @@ use super::methods::RuleContext;
 use super::random::Draws;
 use super::router::RouterInit;
 use super::settings::UpcycleSettings;
-use crate::family::{Architecture, AttentionKv};
+use crate::family::{Architecture, AttentionGate, AttentionKv};
 use crate::table::number;
 
 /// What the gates of a token sum to in a mixture that no training has changed.
@@ -30,6 +30,9 @@ pub struct GateSum {
     pub experts: u64,
     /// Experts that a token goes to.
     pub experts_per_token: u64,
+    /// How logits become gates.
+    #[serde(skip_serializing_if = "is_softmax")]
+    pub gate: AttentionGate,
     /// Whether gates are divided by their sum.
     pub normalised: bool,
     /// The mean sum over tokens; none where it depends on rows that a file holds.
@@ -63,13 +66,18 @@ impl FreshGates {
             .mixture
             .as_ref()
             .filter(|mixture| mixture.attention_kv != AttentionKv::Merged)
-            .map(|mixture| {
-                GateSum::new(
+            .map(|mixture| match mixture.attention_gate {
+                AttentionGate::Softmax => GateSum::new(
                     mixture.num_attention_experts,
                     mixture.num_attention_experts_per_tok,
                     mixture.norm_topk_prob_attention,
                 )
-                .estimated(&settings.attention_router, 1, hidden)
+                .estimated(&settings.attention_router, 1, hidden),
+                AttentionGate::Sigmoid => GateSum::of_sigmoids(
+                    mixture.num_attention_experts,
+                    &settings.attention_router,
+                    hidden,
+                ),
             });
         Self {
             feed_forward,
@@ -115,6 +123,9 @@ impl std::fmt::Display for GateSum {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         let (chosen, experts) = (self.experts_per_token, self.experts);
         write!(f, "sum {} ({chosen} of {experts} experts", self.text())?;
+        if self.gate == AttentionGate::Sigmoid {
+            f.write_str(", sigmoid gates")?;
+        }
         if self.weights_make_up {
             f.write_str("; the weights make up for it")?;
         }
@@ -129,11 +140,23 @@ impl GateSum {
         Self {
             experts,
             experts_per_token,
+            gate: AttentionGate::Softmax,
             normalised,
             sum: exact.then_some(1.0),
             exact,
             at_least: if exact { 1.0 } else { share },
             weights_make_up: false,
+        }
+    }
+
+    /// Sigmoids with their usual scale, whose mean is 1 where logits are drawn as often above zero as below it.
+    fn of_sigmoids(experts: u64, router: &RouterInit, hidden: u64) -> Self {
+        Self {
+            gate: AttentionGate::Sigmoid,
+            sum: spread(router, hidden).map(|_| 1.0),
+            exact: false,
+            at_least: 0.0,
+            ..Self::new(experts, experts, false)
         }
     }
 
@@ -151,16 +174,24 @@ impl GateSum {
 
     /// The sum in words, where it is not 1 and nothing makes up for that.
     fn shortfall(&self) -> Option<String> {
-        (!self.exact && !self.weights_make_up).then(|| self.text())
+        let is_sigmoid = self.gate == AttentionGate::Sigmoid;
+        (!self.exact && !self.weights_make_up && !is_sigmoid).then(|| self.text())
     }
 
     fn text(&self) -> String {
         match self.sum {
             Some(_) if self.exact => "1".to_owned(),
             Some(sum) => format!("about {}", number(sum)),
+            // The largest sigmoid is twice its mean.
+            None if self.gate == AttentionGate::Sigmoid => "0 to 2".to_owned(),
             None => format!("{} to 1", number(self.at_least)),
         }
     }
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // as serde wants it
+fn is_softmax(gate: &AttentionGate) -> bool {
+    *gate == AttentionGate::Softmax
 }
 
 /// The standard deviation of the logits of a fresh router, whose inputs are normed to a mean square of 1; the weights of

@@ -9,6 +9,7 @@ use super::execute::check_plan;
 use super::export::{Export, Format};
 use super::export_error::ExportError;
 use super::fit_error::FitError;
+use super::gguf_bam;
 use super::model::Model;
 use super::plan::{Plan, PlannedTensor};
 use super::plan_error::PlanError;
@@ -16,6 +17,7 @@ use crate::Result;
 use crate::checkpoint::expression::Expression;
 use crate::checkpoint::manifest::model_name;
 use crate::checkpoint::{Dtype, GgufDtype, GgufLayout, GgufMetadata, dtype};
+use crate::family::gguf_bam as names_of_bam;
 use crate::family::gguf_names::{self, NamedTensor};
 use crate::family::gguf_vocabulary;
 
@@ -28,11 +30,15 @@ const FACTORS: &str = "rope_freqs.weight";
 /// Norms, biases and routers are in float32.
 ///
 /// # Errors
-/// What the GGUF architecture `llama` cannot hold, and a tokenizer that llama.cpp has no name for.
+/// What the GGUF architecture cannot hold, and a tokenizer that llama.cpp has no name for.
 pub fn plan(path: &Path, dtype: Option<GgufDtype>) -> Result<Export> {
     let model = Model::open(SOURCE, path)?;
     let a = model.architecture.clone();
-    gguf_names::check(path, &a)?;
+    if a.is_bam() {
+        names_of_bam::check(path, &a)?;
+    } else {
+        gguf_names::check(path, &a)?;
+    }
     let stored = model.main_dtype();
     let matrices = match dtype {
         Some(dtype) => dtype,
@@ -43,33 +49,35 @@ pub fn plan(path: &Path, dtype: Option<GgufDtype>) -> Result<Export> {
     };
     let name = model_name(path);
     let mut metadata = GgufMetadata::default();
-    let factors = gguf_names::describe(&mut metadata, path, &a, &name)?;
+    let factors = if a.is_bam() {
+        names_of_bam::describe(&mut metadata, path, &a, &name)?
+    } else {
+        gguf_names::describe(&mut metadata, path, &a, &name)?
+    };
     metadata.number("general.file_type", file_type(matrices))?;
     metadata.number("general.quantization_version", 2)?;
     gguf_vocabulary::add(&mut metadata, path, &model.config.json, a.vocab_size)?;
-    let mut layouts = Vec::new();
-    let mut tensors = Vec::new();
-    for tensor in gguf_names::tensors(&a, &model.specs)? {
-        let columns = tensor.shape.last().copied().unwrap_or(1);
-        let dtype = match (tensor.exact, matrices.holds_rows_of(columns)) {
-            (true, _) => GgufDtype::F32,
-            (false, true) => matrices,
-            (false, false) => GgufDtype::F16,
-        };
-        let expression = expression(&model, &tensor, dtype.values())?;
-        layouts.push(GgufLayout {
-            name: tensor.name.clone(),
-            dtype,
-            shape: tensor.shape.clone(),
-            values: None,
-        });
-        tensors.push(PlannedTensor::new(
-            tensor.name,
-            dtype.values(),
-            tensor.shape,
-            expression,
-        ));
+
+    let mut file = FileTensors {
+        model: &model,
+        matrices,
+        layouts: Vec::new(),
+        planned: Vec::new(),
+    };
+    if a.is_bam() {
+        gguf_bam::add(&mut file)?;
+    } else {
+        for tensor in gguf_names::tensors(&a, &model.specs)? {
+            let whole = whole(&model, &tensor)?;
+            file.add_in(tensor.exact, &tensor.name, &tensor.shape, whole)?;
+        }
     }
+    let (mut layouts, tensors) = (file.layouts, file.planned);
+    let notes = if a.is_bam() {
+        gguf_bam::notes(&a, matrices)
+    } else {
+        Vec::new()
+    };
     if let Some(factors) = factors {
         let shape = vec![factors.len() as u64];
         layouts.push(GgufLayout {
@@ -85,6 +93,7 @@ pub fn plan(path: &Path, dtype: Option<GgufDtype>) -> Result<Export> {
     source.side_files = files_beside(path);
     let plan = Plan {
         carries_non_finite: false,
+        notes,
         ..converted(source, tensors, settings)
     };
     check_plan(&plan)?;
@@ -114,11 +123,57 @@ fn file_type(dtype: GgufDtype) -> u64 {
     }
 }
 
-fn expression(model: &Model, tensor: &NamedTensor, wanted: Dtype) -> Result<Expression> {
-    let mut of = Vec::with_capacity(tensor.parts.len());
+/// The tensors of a file in the making, in its order.
+pub(super) struct FileTensors<'a> {
+    pub(super) model: &'a Model,
+    /// How matrices are stored.
+    matrices: GgufDtype,
+    layouts: Vec<GgufLayout>,
+    planned: Vec<PlannedTensor>,
+}
+
+impl FileTensors<'_> {
+    /// Adds a matrix, in the dtype of matrices where its rows fall into its blocks.
+    pub(super) fn add(&mut self, name: &str, shape: &[u64], of: Expression) -> Result<()> {
+        self.add_in(false, name, shape, of)
+    }
+
+    /// Adds a tensor in float32: a norm, a bias or a router.
+    pub(super) fn add_exact(&mut self, name: &str, shape: &[u64], of: Expression) -> Result<()> {
+        self.add_in(true, name, shape, of)
+    }
+
+    fn add_in(&mut self, is_exact: bool, name: &str, shape: &[u64], of: Expression) -> Result<()> {
+        let columns = shape.last().copied().unwrap_or(1);
+        let dtype = match (is_exact, self.matrices.holds_rows_of(columns)) {
+            (true, _) => GgufDtype::F32,
+            (false, true) => self.matrices,
+            (false, false) => GgufDtype::F16,
+        };
+        let expression = stored_in(self.model, of, dtype.values())?;
+        self.layouts.push(GgufLayout {
+            name: name.to_owned(),
+            dtype,
+            shape: shape.to_vec(),
+            values: None,
+        });
+        self.planned.push(PlannedTensor::new(
+            name,
+            dtype.values(),
+            shape.to_vec(),
+            expression,
+        ));
+        Ok(())
+    }
+}
+
+/// `of` in the dtype `wanted`: as it is where all tensors that it is made of have that dtype, else rounded.
+fn stored_in(model: &Model, of: Expression, wanted: Dtype) -> Result<Expression> {
+    let mut parts = Vec::new();
+    of.for_each_copy(&mut |_, tensor| parts.push(tensor.to_owned()));
     let mut same = true;
-    for part in &tensor.parts {
-        let entry = model.source.checkpoint.tensor(part)?;
+    for part in parts {
+        let entry = model.source.checkpoint.tensor(&part)?;
         let stored = entry
             .encoding
             .plain()
@@ -132,8 +187,21 @@ fn expression(model: &Model, tensor: &NamedTensor, wanted: Dtype) -> Result<Expr
                 expected: "a floating-point dtype",
             })?;
         same &= stored == wanted;
-        of.push(model.source.copy(part));
     }
+    Ok(if same {
+        of
+    } else {
+        Expression::Cast { of: Box::new(of) }
+    })
+}
+
+/// A tensor of the file, put together from tensors of the model.
+fn whole(model: &Model, tensor: &NamedTensor) -> Result<Expression> {
+    let mut of: Vec<Expression> = tensor
+        .parts
+        .iter()
+        .map(|part| model.source.copy(part))
+        .collect();
     let whole = match (tensor.shape.len(), of.pop()) {
         (3, Some(last)) => {
             of.push(last);
@@ -145,18 +213,11 @@ fn expression(model: &Model, tensor: &NamedTensor, wanted: Dtype) -> Result<Expr
             return Err(PlanError::Nothing { tensor }.into());
         }
     };
-    let ordered = match tensor.heads {
+    Ok(match tensor.heads {
         Some(heads) => Expression::Interleave {
             of: Box::new(whole),
             heads,
         },
         None => whole,
-    };
-    Ok(if same {
-        ordered
-    } else {
-        Expression::Cast {
-            of: Box::new(ordered),
-        }
     })
 }

@@ -5,7 +5,9 @@ use super::fit_error::FitError;
 use super::model::Model;
 use super::recompose::Part;
 use crate::Result;
-use crate::family::{AttentionKv, Mixture, TopK, USUAL_TOP_K, expert_names, find_experts};
+use crate::family::{
+    AttentionGate, AttentionKv, Mixture, TopK, USUAL_TOP_K, expert_names, find_experts,
+};
 
 /// How many experts a token goes to afterwards; as before where not said: all stay all.
 #[derive(Clone, Copy, Debug, Default)]
@@ -138,6 +140,13 @@ impl<'a> MixtureExperts<'a> {
                 )
             }
         };
+        if mixture.attention_gate == AttentionGate::Sigmoid && attention_top_k != attention {
+            return Err(SurgeryError::SigmoidTopK {
+                found: attention_top_k,
+                experts: attention,
+            }
+            .into());
+        }
         let gates = [
             (mixture.norm_topk_prob, top_k, experts, "--top-k"),
             (
@@ -158,6 +167,7 @@ impl<'a> MixtureExperts<'a> {
             num_attention_experts: attention,
             num_experts_per_tok: top_k,
             num_attention_experts_per_tok: attention_top_k,
+            attention_gate_scale: mixture.gate_scale_of(attention),
             ..mixture.clone()
         })
     }

@@ -20,6 +20,7 @@ mod fit_tokenizer;
 mod fused;
 pub mod gates;
 pub mod gguf;
+mod gguf_bam;
 pub mod init;
 pub mod layers;
 mod mapping;

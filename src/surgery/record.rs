@@ -13,7 +13,7 @@ use super::side_files;
 use crate::Result;
 use crate::card::{CardModel, ModelCard, PromptsOfExpert, Relation};
 use crate::checkpoint::dtype::{self, Dtype};
-use crate::family::{Architecture, AttentionKv, Layers};
+use crate::family::{Architecture, AttentionGate, AttentionKv, Layers};
 
 /// The settings as the manifest, the card and the configuration record them.
 pub(super) fn settings(
@@ -46,6 +46,9 @@ pub(super) fn settings(
                 "attention_top_k",
                 if soft { json!("soft") } else { json!(top_k) },
             );
+            if mixture.attention_gate == AttentionGate::Sigmoid {
+                put("attention_gate", json!(mixture.attention_gate));
+            }
             put(
                 "attention_router",
                 json!(settings.attention_router.to_string()),

@@ -7,7 +7,7 @@ use super::model::Model;
 use super::router::{PromptRows, RouterInit};
 use super::scales::Scales;
 use crate::checkpoint::Dtype;
-use crate::family::{AttentionKv, BAM, Layers, RouterBias, RoutingRequest};
+use crate::family::{AttentionGate, AttentionKv, BAM, Layers, RouterBias, RoutingRequest};
 
 /// Settings of an upcycling.
 #[derive(Clone, Debug)]
@@ -24,6 +24,8 @@ pub struct UpcycleSettings {
     pub target: String,
     /// Whether keys and values are experts too (`bam`).
     pub kv: AttentionKv,
+    /// How the logits of attention routers become gates (`bam`).
+    pub attention_gate: AttentionGate,
     /// Shared keys and values are the seed's instead of the mean.
     pub shared_kv_of_seed: bool,
     /// How tokens are routed; defaults depend on the method and on the number of experts.
@@ -66,6 +68,7 @@ impl UpcycleSettings {
             shared_expert: None,
             target: BAM.to_owned(),
             kv: AttentionKv::Expert,
+            attention_gate: AttentionGate::Softmax,
             shared_kv_of_seed: false,
             routing: RoutingRequest::default(),
             seed_expert: true,

@@ -19,7 +19,9 @@ use super::router::{self, ROUTER_NAME, RouterInit};
 use super::twins;
 use crate::Result;
 use crate::checkpoint::expression::Expression;
-use crate::family::{self, Architecture, AttentionKv, Mixture, MlpType, TopK};
+use crate::family::{
+    self, Architecture, AttentionGate, AttentionKv, Mixture, MlpType, TopK, usual_gate_scale,
+};
 
 pub use super::names::SEED;
 pub use super::settings::{Expert, SharedExpert, UpcycleSettings};
@@ -375,6 +377,11 @@ fn mixture(
             "--attention-top-k",
         )?
     };
+    let (attention_gate, attention_gate_scale) = if merged {
+        (AttentionGate::Softmax, None)
+    } else {
+        gate_and_scale(settings.attention_gate, attention_experts, attention_top_k)?
+    };
     if routing.norm_topk_prob && top_k == 1 && experts > 1 {
         return Err(SurgeryError::OneGate.into());
     }
@@ -391,6 +398,8 @@ fn mixture(
         num_experts_per_tok: top_k,
         num_attention_experts_per_tok: attention_top_k,
         norm_topk_prob: routing.norm_topk_prob,
+        attention_gate,
+        attention_gate_scale,
         moe_layers: settings.layers.clone(),
         shared_expert_intermediate_size: settings
             .shared_expert
@@ -404,6 +413,25 @@ fn mixture(
         router_bias: settings.router_bias,
         ..Mixture::new(dense, experts)
     })
+}
+
+/// How attention is gated, and the factor on the gates where that is not 1.
+fn gate_and_scale(
+    gate: AttentionGate,
+    experts: u64,
+    top_k: u64,
+) -> Result<(AttentionGate, Option<f64>)> {
+    match gate {
+        AttentionGate::Softmax => Ok((gate, None)),
+        AttentionGate::Sigmoid if top_k == experts => {
+            let scale = Some(usual_gate_scale(experts));
+            Ok((gate, scale.filter(|scale| *scale != 1.0)))
+        }
+        AttentionGate::Sigmoid => {
+            let found = top_k;
+            Err(SurgeryError::SigmoidTopK { found, experts }.into())
+        }
+    }
 }
 
 /// The number of experts a token goes to; more than there are is refused.

@@ -8,7 +8,7 @@ use super::tensors;
 use crate::Result;
 use crate::checkpoint::folder::Checkpoint;
 use crate::checkpoint::{TensorEntry, dtype};
-use crate::family::{Architecture, Mixture, Role};
+use crate::family::{Architecture, AttentionGate, Mixture, Role};
 use crate::table;
 
 /// Largest part of a router row compared in one go, in bytes.
@@ -128,9 +128,13 @@ fn summary(mixture: &Mixture, routers: u64) -> String {
         mixture.num_attention_experts_per_tok,
         mixture.num_attention_experts,
     );
+    let gates = match mixture.attention_gate {
+        AttentionGate::Softmax => "",
+        AttentionGate::Sigmoid => " (sigmoid gates)",
+    };
     let kv = mixture.attention_kv;
     let count = table::counted(routers, "router");
-    format!("{count}, feed-forward {ffn}, attention {attention}, keys and values {kv}")
+    format!("{count}, feed-forward {ffn}, attention {attention}{gates}, keys and values {kv}")
 }
 
 /// The files of the folder that `auto_map` names, in order and each once.

@@ -118,6 +118,16 @@ fn qwen3_with_shared_keys_and_values() {
 }
 
 #[test]
+fn llama_with_sigmoid_gates() {
+    golden("llama-sigmoid");
+}
+
+#[test]
+fn qwen3_with_shared_keys_and_values_and_sigmoid_gates() {
+    golden("qwen3-shared-sigmoid");
+}
+
+#[test]
 fn qwen2_with_shared_keys_and_values() {
     golden("qwen2-shared");
 }

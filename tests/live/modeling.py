@@ -38,6 +38,7 @@ VARIANTS = {
     "expert": ["--method", "bam"],
     "paper": ["--method", "bam", "--preset", "paper"],
     "shared": ["--method", "bam", "--kv", "shared"],
+    "sigmoid": ["--method", "bam", "--kv", "shared", "--attention-gate", "sigmoid"],
     "btx": ["--method", "btx"],
     "btx paper": ["--method", "btx", "--preset", "paper"],
     "top-1": ["--method", "bam", "--preset", "paper", "--attention-top-k", "1"],
@@ -87,6 +88,8 @@ BY_HAND = {
     "plain shared expert": dict(shared_expert_intermediate_size=24, mlp_type="plain", mlp_bias=True, attention_kv="merged"),
     "adapters": dict(expert_adapters=True, num_experts_per_tok=3, attention_output_bias=True),
     "more experts": dict(num_experts=5, num_attention_experts=2, num_attention_experts_per_tok=1, norm_topk_prob_attention=False),
+    "sigmoid gates": dict(attention_gate="sigmoid", attention_gate_scale=0.6, router_bias=True, bam_version=2),
+    "sigmoid gates, adapters": dict(attention_gate="sigmoid", attention_kv="shared", expert_adapters=True, bam_version=2),
     "top-2 norm attention": dict(num_attention_experts_per_tok=2, norm_topk_prob_attention=True),
 }  # fmt: skip
 # Dense models whose features the tiny families lack: `reference.py` against the family's own code.

@@ -202,7 +202,7 @@ def feed_forward(config, weights, h, at):
 
 
 def gates(config, weights, h, router, top_k, renormalise, forced):
-    """Softmax over all experts, zero outside the top k `[seq, experts]`, and the router's logits."""
+    """Softmax over all experts, zero outside the top k `[seq, experts]`, or sigmoids; and the router's logits."""
     choice = 0
     if config.get("router_bias") == "choice":  # a bias of the choice, not of the logits
         logits = h @ weights[router + ".weight"].T
@@ -211,6 +211,8 @@ def gates(config, weights, h, router, top_k, renormalise, forced):
         logits = weights.linear(router, h)
     if forced is not None:
         logits = np.broadcast_to(forced, logits.shape)
+    if router.endswith("self_attn.router") and config.get("attention_gate") == "sigmoid":
+        return config.get("attention_gate_scale", 1.0) / (1 + np.exp(-logits)), logits
     gate = softmax(logits)
     for row in gate:
         row[np.argsort(-(row + choice), kind="stable")[top_k:]] = 0

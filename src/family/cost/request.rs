@@ -2,8 +2,8 @@
 
 use crate::Result;
 use crate::family::{
-    Architecture, AttentionKv, Config, ConfigError, FamilyError, Mixture, RoutingRequest, TopK,
-    USUAL_TOP_K,
+    Architecture, AttentionGate, AttentionKv, Config, ConfigError, FamilyError, Mixture,
+    RoutingRequest, TopK, USUAL_TOP_K,
 };
 
 /// The mixture to cost on top of a dense config; a field that is `None` is read from the config, or usual.
@@ -100,6 +100,8 @@ impl Request {
         }
         if mixture.attention_kv == AttentionKv::Merged {
             mixture.num_attention_experts = 1;
+            mixture.attention_gate = AttentionGate::Softmax;
+            mixture.attention_gate_scale = None;
         }
         let asked = self.routing.attention_top_k;
         match asked.or_else(|| self.routing.preset.map(|_| TopK::Soft)) {

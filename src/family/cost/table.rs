@@ -1,7 +1,7 @@
 //! The report as a person reads it.
 
 use super::{LayerKind, Parameters, Report};
-use crate::family::{Architecture, AttentionKv};
+use crate::family::{Architecture, AttentionGate, AttentionKv};
 use crate::printable::printable;
 use crate::table::{self, Align, grouped};
 
@@ -68,10 +68,13 @@ pub fn summary(a: &Architecture) -> String {
         line += &match mixture.attention_kv {
             AttentionKv::Merged => "merged attention".to_owned(),
             kv => {
-                let attention = routing(
-                    mixture.num_attention_experts_per_tok,
-                    mixture.num_attention_experts,
-                );
+                let attention = match mixture.attention_gate {
+                    AttentionGate::Softmax => routing(
+                        mixture.num_attention_experts_per_tok,
+                        mixture.num_attention_experts,
+                    ),
+                    AttentionGate::Sigmoid => "soft, sigmoid gates".to_owned(),
+                };
                 format!(
                     "{} attention experts ({attention}, KV {kv})",
                     mixture.num_attention_experts

@@ -16,6 +16,7 @@ CHOICES = {
     "mlp_type": ("gated", "plain"),
     "qk_norm": ("none", "head_dim", "per_head", "full"),
     "attention_kv": ("expert", "shared", "merged"),
+    "attention_gate": ("softmax", "sigmoid"),
 }
 
 # Keys of `rope_parameters`, where kinds of layers rotate differently.
@@ -51,6 +52,8 @@ class BamConfig(PretrainedConfig):
     num_experts, num_attention_experts: experts of each kind, the seed counted.
     num_experts_per_tok, num_attention_experts_per_tok: how many a token goes to; all of them is soft routing.
     norm_topk_prob, norm_topk_prob_attention: divide the selected gates by their sum (not in the paper).
+    attention_gate, attention_gate_scale: gates of attention experts are a `softmax`, or for each expert the `sigmoid` of its own
+        logit times the scale; sigmoid gates need soft routing (not in the paper).
     moe_layers, attention_moe_layers: `"all"`, or the layers that have experts; the others are dense.
     attention_kv: `expert` (keys and values per expert), `shared` (one set for all), `merged` (no attention experts).
     moe_intermediate_size: inner width of one feed-forward expert; `intermediate_size` is that of a dense layer.
@@ -123,6 +126,8 @@ class BamConfig(PretrainedConfig):
         num_attention_experts_per_tok=None,
         norm_topk_prob=False,
         norm_topk_prob_attention=False,
+        attention_gate="softmax",
+        attention_gate_scale=1.0,
         shared_expert_intermediate_size=None,
         shared_expert_gate=False,
         moe_output_multiplier=None,
@@ -181,6 +186,8 @@ class BamConfig(PretrainedConfig):
         self.rope_interleaved = rope_interleaved
         self.rope_layers = rope_layers
         self.attention_kv = attention_kv
+        self.attention_gate = attention_gate
+        self.attention_gate_scale = 1.0 if attention_gate_scale is None else attention_gate_scale
         if router_bias not in (None, False, True, "choice"):
             raise ValueError(f"config.json: router_bias is {router_bias!r}, expected true, false or \"choice\"")
         for key, allowed in CHOICES.items():
@@ -216,6 +223,12 @@ class BamConfig(PretrainedConfig):
                 raise ValueError(
                     f"config.json: {top_k} is {getattr(self, top_k)}, more than {count} {getattr(self, count)}"
                 )
+
+        soft = num_attention_experts_per_tok == num_attention_experts and not norm_topk_prob_attention
+        if attention_gate == "sigmoid" and not soft:
+            raise ValueError("config.json: attention_gate is 'sigmoid', which needs all attention experts and gates as they are")
+        if attention_gate == "softmax" and self.attention_gate_scale != 1.0:
+            raise ValueError("config.json: attention_gate_scale is for sigmoid gates, but attention_gate is 'softmax'")
 
         # Seeds carry a window they do not use (Qwen2), or name the layers that use it. What is not used is dropped, as
         # transformers takes any `sliding_window` it finds at its word.

@@ -157,6 +157,8 @@ class BamRouter(nn.Module):
             self.register_buffer("bias", torch.zeros(experts))
         else:
             self.bias = nn.Parameter(torch.empty(experts)) if config.router_bias is True else None
+        is_sigmoid = not feed_forward and config.attention_gate == "sigmoid"
+        self.sigmoid_scale = config.attention_gate_scale if is_sigmoid else None
 
     def forward(self, x):
         with torch.autocast(x.device.type, enabled=False):
@@ -180,6 +182,14 @@ def top_gates(logits, top_k, renormalise, bias=None):
     experts = choose(gates.detach(), top_k, bias)
     gates = gates.gather(-1, experts)
     return (gates / gates.sum(-1, keepdim=True) if renormalise else gates), experts
+
+
+def attention_gates(logits, config, sigmoid_scale):
+    """Gates of all attention experts `[.., experts]`, zero for those not chosen: independent of each other with a scale."""
+    if sigmoid_scale is not None:
+        return logits.sigmoid() * sigmoid_scale
+    top, chosen = top_gates(logits, config.num_attention_experts_per_tok, config.norm_topk_prob_attention)
+    return torch.zeros_like(logits).scatter(-1, chosen, top)
 
 
 class BamAdapter(nn.Linear):
@@ -320,8 +330,7 @@ class BamAttention(BamHeads):
         else:
             heads = heads.unflatten(2, (len(experts), -1)).flatten(3)
         logits = self.router(x)
-        top, chosen = top_gates(logits, config.num_attention_experts_per_tok, config.norm_topk_prob_attention)
-        gates = torch.zeros_like(logits).scatter(-1, chosen, top).to(x.dtype)
+        gates = attention_gates(logits, config, self.router.sigmoid_scale).to(x.dtype)
         # After the output projection, so that its bias and the adapter are gated too, as in the paper's sum.
         outputs = [gates[:, :, e, None] * expert.output(heads[:, :, e]) for e, expert in enumerate(experts)]
         return sum(outputs[1:], outputs[0]), weights

@@ -172,9 +172,13 @@ class Recorder:
             return
         _, _, _, top_k, renormalise = self.routers[number]
         logits = logits.detach().flatten(0, -2)
-        probabilities = logits.softmax(dim=-1)
-        mask = chosen_experts(probabilities, top_k, module.choice_bias)
-        gates = gates_of(probabilities, mask, top_k, renormalise)
+        if module.sigmoid_scale is None:
+            probabilities = logits.softmax(dim=-1)
+            mask = chosen_experts(probabilities, top_k, module.choice_bias)
+            gates = gates_of(probabilities, mask, top_k, renormalise)
+        else:  # the share of each sigmoid in their sum
+            probabilities = F.logsigmoid(logits).softmax(dim=-1)
+            gates = logits.sigmoid() * module.sigmoid_scale
         if top_k == gates.shape[-1]:
             mask = (gates > 0).float()
         entropy = torch.special.entr(probabilities).sum()

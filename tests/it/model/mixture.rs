@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use bam_convert::family::{
-    Architecture, AttentionKv, Config, Layers, Mixture, Role, TensorSpec, TopK,
+    Architecture, AttentionGate, AttentionKv, Config, Layers, Mixture, Role, TensorSpec, TopK,
 };
 use bam_convert::model::{CausalLm, Forward, LoadOptions, Overrides, Params};
 use bam_convert::surgery::methods::Method;
@@ -113,6 +113,57 @@ fn routing_can_be_changed_at_run_time() {
         .expect_err("an error")
         .to_string();
     assert!(error.contains("every expert is dropped"), "{error}");
+}
+
+#[test]
+fn sigmoid_gates_of_the_experts_that_are_left_grow_by_one_factor() {
+    let tokens = golden_tokens();
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path().join("out");
+    let kind = Kind {
+        attention_gate: AttentionGate::Sigmoid,
+        ..Kind::BAM
+    };
+    kind.make("llama", &folder);
+    let model = CausalLm::load(&folder, &LoadOptions::default()).unwrap();
+    let dropped = vec![1];
+    let routing = Routing {
+        dropped: dropped.clone(),
+        ..Routing::default()
+    };
+    let expected = Naive::open(&folder).logits(&tokens, &routing);
+    let mut forward = Forward {
+        keep_routing: true,
+        ..Forward::default()
+    };
+    forward.overrides.dropped = dropped;
+    assert!(difference(&run(&model, &tokens, &forward), &expected) < 1e-4);
+
+    // What is reported sums to 1: the share of each gate in their sum.
+    let output = model.forward(&super::ids(&tokens), None, &forward).unwrap();
+    for layer in &output.routing {
+        let attention = layer.attention.as_ref().unwrap();
+        let gates = attention
+            .gates
+            .squeeze(0)
+            .unwrap()
+            .to_vec2::<f32>()
+            .unwrap();
+        let shares = attention.probabilities.squeeze(0).unwrap();
+        let shares = shares.to_vec2::<f32>().unwrap();
+        for (gates, shares) in gates.iter().zip(&shares) {
+            let sum: f32 = gates.iter().sum();
+            assert_eq!(gates[1], 0.0);
+            for (gate, share) in gates.iter().zip(shares) {
+                assert!((gate / sum - share).abs() < 1e-6, "{gates:?} {shares:?}");
+            }
+        }
+    }
+
+    forward.overrides.attention_top_k = Some(1);
+    let error = model.forward(&super::ids(&tokens), None, &forward);
+    let error = error.expect_err("an error").to_string();
+    assert!(error.contains("attention_gate is sigmoid"), "{error}");
 }
 
 #[test]

@@ -16,7 +16,7 @@ mod parts;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use bam_convert::family::{AttentionKv, RouterBias, RoutingRequest, TopK};
+use bam_convert::family::{AttentionGate, AttentionKv, RouterBias, RoutingRequest, TopK};
 use bam_convert::model::{CausalLm, Forward, InputGradient, LoadOptions, Mode, Weights};
 use bam_convert::surgery::execute::{Target, execute};
 use bam_convert::surgery::methods::{Method, NetworkRule};
@@ -153,6 +153,7 @@ pub struct Kind {
     pub kv: AttentionKv,
     pub top_k: TopK,
     pub attention_top_k: TopK,
+    pub attention_gate: AttentionGate,
     pub norm: bool,
     pub router_bias: RouterBias,
     pub adapters: bool,
@@ -168,6 +169,7 @@ impl Kind {
         kv: AttentionKv::Expert,
         top_k: TopK::Of(1),
         attention_top_k: TopK::Soft,
+        attention_gate: AttentionGate::Softmax,
         norm: false,
         copies: false,
         router_bias: RouterBias::None,
@@ -194,6 +196,17 @@ impl Kind {
         vec![
             Self::BAM,
             shared.clone(),
+            Self {
+                name: "bam, sigmoid gates",
+                attention_gate: AttentionGate::Sigmoid,
+                ..Self::BAM
+            },
+            Self {
+                name: "bam, shared kv, sigmoid gates, adapters, router biases",
+                kv: AttentionKv::Shared,
+                attention_gate: AttentionGate::Sigmoid,
+                ..Self::PARTS
+            },
             Self {
                 name: "bam, soft",
                 top_k: TopK::Soft,
@@ -265,6 +278,7 @@ impl Kind {
                 attention_top_k: Some(self.attention_top_k),
                 norm_topk_prob: Some(self.norm),
             },
+            attention_gate: self.attention_gate,
             router: router.clone(),
             attention_router: router,
             router_bias: self.router_bias,

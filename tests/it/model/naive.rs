@@ -338,6 +338,17 @@ impl Naive {
                     dropped
                         .iter()
                         .for_each(|expert| logits[*expert] = f64::NEG_INFINITY);
+                    if router.ends_with("self_attn.router")
+                        && self.text("attention_gate") == "sigmoid"
+                    {
+                        let left = logits.len() - dropped.len();
+                        let scale = self.number("attention_gate_scale", 1.0) * logits.len() as f64
+                            / left as f64;
+                        return logits
+                            .iter()
+                            .map(|logit| scale / (1.0 + (-logit).exp()))
+                            .collect();
+                    }
                     let mut gates = softmax(&logits);
                     let mut order: Vec<usize> = (0..gates.len()).collect();
                     order.sort_by(|a, b| {

@@ -1,11 +1,11 @@
 //! Routers and their losses.
 
 use candle_core::{D, DType, Result, Tensor};
-use candle_nn::ops::softmax;
+use candle_nn::ops::{sigmoid, softmax};
 
 use super::norm::at_least_f32;
 use super::steps::Steps;
-use crate::model::modules::{Bias, Matrix, Router};
+use crate::model::modules::{Bias, Gates, Matrix, Router};
 use crate::model::router::{LoadBalance, RouterLoss, RouterLosses, Routing, chosen_counts};
 
 /// The gates of `h` `[batch, seq, hidden]`; `top_k` replaces the router's own.
@@ -16,7 +16,6 @@ pub(in crate::model::backend) fn route<S: Steps + ?Sized>(
     top_k: Option<usize>,
     dropped: &[usize],
 ) -> Result<Routing> {
-    let (batch, seq, _) = h.dims3()?;
     let dtype = at_least_f32(h.dtype());
     let mut logits = router_logits(steps, router, &h.to_dtype(dtype)?)?;
     if let Bias::Logits(bias) = &router.bias {
@@ -41,12 +40,21 @@ pub(in crate::model::backend) fn route<S: Steps + ?Sized>(
         scores.broadcast_add(&Tensor::new(mask, h.device())?.to_dtype(dtype)?)
     };
     let logits = without_dropped(logits)?;
+    if let Gates::Sigmoid { scale } = router.gates {
+        // Without experts the sum of equal gates stays what it was.
+        let scale = scale * router.experts as f64 / left as f64;
+        return Ok(Routing {
+            gates: (sigmoid(&logits)? * scale)?,
+            probabilities: shares_of_sigmoids(&logits.detach())?,
+            chosen: all_experts(router.experts, h)?,
+            logits,
+        });
+    }
     let probabilities = softmax(&logits, D::Minus1)?;
 
     let top_k = top_k.unwrap_or(router.top_k).min(left);
     if top_k == router.experts {
-        let all: Vec<u32> = (0..router.experts as u32).collect();
-        let chosen = Tensor::new(all, h.device())?.broadcast_as((batch, seq, router.experts))?;
+        let chosen = all_experts(router.experts, h)?;
         return Ok(Routing {
             logits,
             gates: probabilities.clone(),
@@ -73,6 +81,22 @@ pub(in crate::model::backend) fn route<S: Steps + ?Sized>(
         gates,
         chosen,
     })
+}
+
+/// The numbers of all experts for each token of `h`, `[batch, seq, experts]`.
+fn all_experts(experts: usize, h: &Tensor) -> Result<Tensor> {
+    let (batch, seq, _) = h.dims3()?;
+    let all: Vec<u32> = (0..experts as u32).collect();
+    Tensor::new(all, h.device())?.broadcast_as((batch, seq, experts))
+}
+
+/// The share of each expert in the sum of a token's sigmoids.
+///
+/// It is the softmax of their logarithms, which stay finite where sigmoids round to zero.
+fn shares_of_sigmoids(logits: &Tensor) -> Result<Tensor> {
+    let small = (logits.abs()?.neg()?.exp()? + 1.0)?.log()?;
+    let logarithms = (logits.neg()?.relu()? + small)?.neg()?;
+    softmax(&logarithms, D::Minus1)
 }
 
 /// The products of `h` with the router's weight in the dtype of `h`.

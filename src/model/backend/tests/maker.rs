@@ -8,8 +8,8 @@ use crate::family::{Activation, NormType};
 use crate::model::backend::gradients::Gradients;
 use crate::model::backend::host::Residence;
 use crate::model::modules::{
-    Attention, Bias, Experts, FeedForward, Heads, KeyValue, LayerRotation, Linear, Matrix, Mlp,
-    Norm, Router, SharedExpert,
+    Attention, Bias, Experts, FeedForward, Gates, Heads, KeyValue, LayerRotation, Linear, Matrix,
+    Mlp, Norm, Router, SharedExpert,
 };
 use crate::model::pass::{AttentionMask, Pass};
 use crate::model::rope::{Rotation, Rotations};
@@ -119,6 +119,7 @@ impl Maker {
                 "choice" => Bias::Choice(self.parameter(&[experts], 0.1)),
                 _ => Bias::None,
             },
+            gates: features.gates,
             experts,
             top_k,
             normalise: features.normalise,
@@ -256,6 +257,7 @@ pub(super) struct Features {
     pub(super) top_k: usize,
     pub(super) normalise: bool,
     pub(super) router_bias: &'static str,
+    pub(super) gates: Gates,
     pub(super) qk_norm: &'static str,
     pub(super) norm_after_rotation: bool,
     pub(super) bias: bool,
@@ -285,6 +287,7 @@ pub(super) const PLAIN: Features = Features {
     top_k: 1,
     normalise: false,
     router_bias: "none",
+    gates: Gates::Softmax,
     qk_norm: "none",
     norm_after_rotation: false,
     bias: false,

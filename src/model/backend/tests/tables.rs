@@ -2,7 +2,7 @@
 
 use super::maker::{Features, PLAIN};
 use crate::family::Activation;
-use crate::model::modules::LayerRotation;
+use crate::model::modules::{Gates, LayerRotation};
 use crate::model::router::LoadBalance;
 
 /// The features of attention.
@@ -118,6 +118,19 @@ pub(super) fn attention_table() -> Vec<Features> {
             bias: true,
             qk_norm: "head",
             rotation: LayerRotation::None,
+            ..experts.clone()
+        },
+        Features {
+            gates: Gates::Sigmoid { scale: 0.7 },
+            shared_kv: true,
+            bias: true,
+            router_bias: "logits",
+            ..experts.clone()
+        },
+        Features {
+            gates: Gates::Sigmoid { scale: 1.0 },
+            dropped: vec![2],
+            adapters: true,
             ..experts.clone()
         },
         Features {
