@@ -40,6 +40,7 @@ mod format;
 mod fused;
 mod generate;
 mod gguf;
+mod gguf_bam;
 mod gguf_families;
 mod golden;
 mod guides;
