@@ -4,6 +4,7 @@
 
 mod ancestry;
 mod carried;
+mod engines;
 mod error;
 mod evaluation;
 mod experts;

@@ -1,5 +1,6 @@
 //! How a reader of the card runs the model.
 
+use super::engines;
 use crate::family::{Architecture, AttentionKv};
 use crate::markdown;
 
@@ -29,7 +30,14 @@ fn vllm(architecture: &Architecture) -> String {
     format!("\n{VLLM}. --trust-remote-code`{plugin}.\n")
 }
 
-/// Snippets for transformers and for this program. Without a tokenizer, the model takes token ids.
+/// What comes before the commands of another engine.
+fn before_engine(name: &str) -> String {
+    format!("In this folder, with {name}:")
+}
+
+/// Snippets for transformers, for this program, and for other engines that run the model.
+///
+/// Without a tokenizer, the model takes token ids.
 pub(super) fn section(architecture: &Architecture, has_tokenizer: bool) -> String {
     // Only a BAM needs the code beside its weights.
     let trust = if architecture.is_bam() {
@@ -63,8 +71,17 @@ pub(super) fn section(architecture: &Architecture, has_tokenizer: bool) -> Strin
     };
     let shell = format!("bam-convert inspect .\n{generate}bam-convert validate .\n");
     let ([before_python, _], [before_shell, _]) = (BEFORE_PYTHON, BEFORE_SHELL);
+    // Engines of text need a tokenizer.
+    let engines = engines::of(architecture).filter(|_| has_tokenizer);
+    let further: Vec<String> = engines
+        .map(|engine| {
+            let block = markdown::block("sh", engine.commands);
+            format!("\n{}\n\n{block}", before_engine(engine.name))
+        })
+        .collect();
+    let further = further.concat();
     format!(
-        "{HEADING}{before_python}\n\n{}\n{before_shell}\n\n{}{}",
+        "{HEADING}{before_python}\n\n{}\n{before_shell}\n\n{}{}{further}",
         markdown::block("python", &python),
         markdown::block("sh", &shell),
         vllm(architecture)
@@ -97,6 +114,13 @@ pub(super) fn without_section(body: &str) -> Option<String> {
         rest = rest
             .split_once('\n')
             .map_or("", |(_, after)| after.trim_start_matches('\n'));
+    }
+    for engine in &engines::ENGINES {
+        let begin = format!("{}\n\n```sh\n", before_engine(engine.name));
+        if let Some(block) = rest.strip_prefix(&begin) {
+            let end = "\n```\n";
+            rest = block[block.find(end)? + end.len()..].trim_start_matches('\n');
+        }
     }
     let before = body[..begin].trim_end();
     let gap = if before.is_empty() || rest.is_empty() {

@@ -69,6 +69,7 @@ mod report;
 mod run;
 mod schema;
 mod scores;
+mod sigmoid_gates;
 mod signals;
 mod slurm;
 mod stage_files;

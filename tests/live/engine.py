@@ -67,6 +67,7 @@ MIXTURES = {
     "btx": ["--method", "btx"],
     "bam": ["--method", "bam"],
     "bam-shared": ["--method", "bam", "--kv", "shared"],
+    "bam-sigmoid": ["--method", "bam", "--attention-gate", "sigmoid"],
     "bam-choice": ["--method", "bam", "--router-bias", "choice"],
 }
 
@@ -82,6 +83,7 @@ CASES = [
     ("llama-bam", "llama-bam", [], (1, 2)),
     ("llama-bam-shared", "llama-bam-shared", [], (1, 2)),
     ("cohere-bam", "cohere-bam", [], (1, 2)),
+    ("llama-bam-sigmoid", "llama-bam-sigmoid", [], (1, 2)),
     ("cohere-bam-shared", "cohere-bam-shared", ["--documents=separate"], (1, 2)),
     ("uneven rows, documents, clip", "llama-bam", ["--documents=separate", "--accumulate=2", "--batch=3", "--clip=0.5"], (2,)),
     ("balanced by bias", "llama-bam-choice", ["--bias-balancing=0.01", "--aux-loss-coef=0"], (1, 2)),

@@ -55,7 +55,9 @@ class Work:
     """The folders of a run, made as they are needed."""
 
     def __init__(self, arguments):
-        self.arguments, self.folder = arguments, Path(tempfile.mkdtemp(prefix="llamacpp-bam-"))
+        self.arguments = arguments
+        self.folder = arguments.work or Path(tempfile.mkdtemp(prefix="llamacpp-bam-"))
+        self.folder.mkdir(exist_ok=True)
 
     def run(self, *words):
         command = [str(word) for word in (self.arguments.binary, *words)]
@@ -97,7 +99,9 @@ class Work:
             expert = self.train(seed, self.folder / f"{family}-{domain}", {domain: 1}, steps, *frozen)
             named += ["--expert", f"{domain}={expert}"]
         out = self.folder / "-".join([family, str(experts), *options]).replace("--", "")
-        self.run("upcycle", "--method", "bam", "--seed", seed, *named, *options, "--out", f"{out}-fresh", "--quiet")
+        if not out.exists():
+            fresh = ("--out", f"{out}-fresh", "--quiet")
+            self.run("upcycle", "--method", "bam", "--seed", seed, *named, *options, *fresh)
         # Routers learn fast, so that gates differ from token to token.
         weights = {domain: 1 for domain in DOMAINS}
         return self.train(f"{out}-fresh", out, weights, steps, "--router-learning-rate", 2e-2, *frozen)
@@ -146,7 +150,7 @@ def log_softmax(logits):
 def exchanged(work, folder):
     """The mixture with the gates of its first two attention experts exchanged."""
     out = work.folder / f"{folder.name}-exchanged"
-    shutil.copytree(folder, out)
+    shutil.copytree(folder, out, dirs_exist_ok=True)
     tensors = load_file(folder / "model.safetensors")
     for name, tensor in tensors.items():
         if name.endswith("self_attn.router.weight"):
@@ -161,7 +165,7 @@ def compare(work, folder, told, prompts):
     llama.cpp runs the file made of `folder`, this program runs the folder `told`.
     """
     file = work.folder / f"{folder.name}.gguf"
-    work.run("convert", folder, file, "--dtype", "f32")
+    work.run("convert", folder, file, "--dtype", "f32", "--force")
     llama, same, count, differences = server(file), 0, 0, []
     for prompt in prompts:
         chosen = continued(llama, prompt, work.arguments.tokens)
@@ -182,6 +186,7 @@ def compare(work, folder, told, prompts):
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--binary", type=lambda path: Path(path).resolve(), required=True)
+    parser.add_argument("--work", type=Path, help="folder for models, which stay there")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--gap", type=float, default=1e-3)
@@ -206,7 +211,8 @@ def main() -> int:
         faults += not good
         print(f"{name}: {same} of {count} greedy tokens, log-probabilities at most {most:.1e} apart, median {median:.1e}; "
               f"gates exchanged: {wrong} tokens, {wrong_most:.1e} apart{'' if good else ' FAULT'}", flush=True)  # fmt: skip
-    shutil.rmtree(work.folder)
+    if arguments.work is None:
+        shutil.rmtree(work.folder)
     return int(faults > 0)
 
 

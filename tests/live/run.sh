@@ -118,6 +118,7 @@ done
 say 'GGUF files in llama.cpp: the same greedy tokens'
 "$bam" upcycle --method btx --target mixtral --seed "$root/fixtures/llama/seed" --expert "code=$root/fixtures/llama/code" --out mixtral --force
 lc/bin/python "$here/llamacpp.py" --binary "$bam" --tokens 24 --sentencepiece mixtral "$root/fixtures/llama/seed" seed
+lc/bin/python "$here/llamacpp_bam.py" --binary "$bam"
 lc/bin/python "$here/gguf_families.py" --binary "$bam" --fixtures "$root/fixtures"
 
 say 'archives as numpy reads them'
