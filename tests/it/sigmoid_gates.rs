@@ -117,7 +117,11 @@ fn configurations_that_contradict_themselves_are_refused() {
     let out = sigmoid(work.path());
     let original = config(&out);
     for (key, value, words) in [
-        ("attention_gate", json!("softplus"), "one of `softmax`, `sigmoid`"),
+        (
+            "attention_gate",
+            json!("softplus"),
+            "one of `softmax`, `sigmoid`",
+        ),
         ("attention_gate", json!("softmax"), "is for sigmoid gates"),
         (
             "attention_gate_scale",
