@@ -24,6 +24,8 @@ fixtures=../fixtures
 seeds() { # the files that a target's corpus begins with
     case $1 in
     safetensors) ls $hostile/*.safetensors $hostile/*.npz $fixtures/llama/seed/model.safetensors ;;
+    pytorch) ls $hostile/pt-* $fixtures/pytorch/*.bin ;;
+    adapter) ls $fixtures/adapters/*/adapter_config.json ;;
     index) ls $hostile/index-*/model.safetensors.index.json ;;
     gguf) ls $hostile/*.gguf $fixtures/gguf/llama-q8_0.gguf $fixtures/gguf/llama-spm-q4_0.gguf ;;
     config) ls $hostile/config-*/config.json $fixtures/*/seed/config.json $fixtures/paper_*.json ;;
@@ -42,7 +44,7 @@ seeds() { # the files that a target's corpus begins with
 
 mkdir -p artifacts
 failed=0
-for target in "${@:-safetensors index gguf config tokenizer yaml manifest tokens template texts parquet mergekit results answers scripts}"; do
+for target in "${@:-safetensors pytorch adapter index gguf config tokenizer yaml manifest tokens template texts parquet mergekit results answers scripts}"; do
     for target in $target; do
         mkdir -p "corpus/$target"
         seeds "$target" | while read -r file; do

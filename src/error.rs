@@ -8,7 +8,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::card::CardError;
-use crate::checkpoint::{CheckpointError, ForeignError, GgufError, HeaderError, NpzError};
+use crate::checkpoint::{
+    AdapterError, CheckpointError, ForeignError, GgufError, HeaderError, NpzError, PytorchError,
+};
 use crate::data::{DataError, TokenError};
 use crate::evaluate::EvaluateError;
 use crate::family::{ConfigError, FamilyError, FormatError, GgufModelError};
@@ -66,6 +68,9 @@ pub enum Error {
     /// A file of a checkpoint, or an output, breaks a rule.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// A LoRA adapter breaks a rule, or does not fit its base.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
     /// A safetensors file breaks a rule of its format.
     #[error(transparent)]
     Header(#[from] HeaderError),
@@ -75,6 +80,9 @@ pub enum Error {
     /// An archive of numpy arrays breaks a rule.
     #[error(transparent)]
     Npz(#[from] NpzError),
+    /// A file of PyTorch breaks a rule.
+    #[error(transparent)]
+    Pytorch(#[from] PytorchError),
     /// An input is something else than a checkpoint.
     #[error(transparent)]
     Foreign(#[from] ForeignError),
@@ -231,7 +239,9 @@ impl Error {
             Self::Checkpoint(error) => error.hint(),
             Self::Header(error) => error.hint(),
             Self::Gguf(error) => error.hint(),
+            Self::Adapter(error) => error.hint(),
             Self::Npz(error) => error.hint(),
+            Self::Pytorch(error) => error.hint(),
             Self::Foreign(error) => error.hint(),
             Self::Data(error) => error.hint(),
             Self::Tokens(error) => error.hint(),
@@ -268,7 +278,9 @@ impl Error {
             Self::Checkpoint(error) => error.place(),
             Self::Header(error) => error.place(),
             Self::Gguf(error) => error.place(),
+            Self::Adapter(error) => error.place(),
             Self::Npz(error) => error.place(),
+            Self::Pytorch(error) => error.place(),
             Self::Foreign(error) => error.place(),
             Self::Data(error) => error.place(),
             Self::Tokens(error) => error.place(),

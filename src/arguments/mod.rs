@@ -15,13 +15,14 @@ use std::any::TypeId;
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Arg;
 use clap::builder::{OsStringValueParser, PathBufValueParser, TypedValueParser, ValueParser};
 
 use crate::checkpoint::reference::SCHEME;
+use crate::checkpoint::views;
 
 pub use composed::{MaybeNamed, Named, Weighted};
 pub use paths::{CheckpointPath, InputPath, OutputPath, TextsPath};
@@ -94,7 +95,7 @@ pub trait ArgumentValue: Clone + Send + Sync + 'static {
     fn places(text: &str) -> Vec<&str>;
 }
 
-/// The local folders of references to the Hub, by the text of each reference.
+/// The local folders of references to the Hub, and of bases with adapters, by the text of each.
 pub type PulledFolders = Arc<BTreeMap<String, PathBuf>>;
 
 /// A row of the table of value types.
@@ -124,22 +125,57 @@ impl ArgumentKind {
         }
     }
 
-    /// The paths that a value may hold; references to the Hub are none.
+    /// The paths that a value may hold; references to the Hub are none. The parts of `BASE+ADAPTER` are paths, too.
     pub fn places<'a>(&self, text: &'a str) -> Vec<&'a str> {
-        let mut places = (self.places)(text);
+        let mut places = self.parts(text);
         places.retain(|place| !place.is_empty() && !self.is_reference(place));
         places
     }
 
-    /// Where a value holds a reference to the Hub: after `NAME=` and before `:WEIGHT`.
-    pub fn reference(&self, text: &str) -> Option<Range<usize>> {
-        let mut places = (self.places)(text).into_iter();
-        let begin = text.rfind(places.find(|place| self.is_reference(place))?)?;
-        let name = begin + SCHEME.len();
-        let end = text[name..]
-            .find(':')
-            .map_or(text.len(), |colon| name + colon);
-        Some(begin..end)
+    /// Where a value holds references to the Hub: after `NAME=`, between `+`, and before `:WEIGHT`.
+    pub fn references(&self, text: &str) -> Vec<Range<usize>> {
+        let mut found = Vec::new();
+        for place in self.parts(text) {
+            if !self.is_reference(place) {
+                continue;
+            }
+            let begin = offset(text, place);
+            let name = place[SCHEME.len()..].find(':');
+            let length = name.map_or(place.len(), |colon| SCHEME.len() + colon);
+            let range = begin..begin + length;
+            if !found.contains(&range) {
+                found.push(range);
+            }
+        }
+        found
+    }
+
+    /// Where a value holds a base with adapters: after `NAME=` and before `:WEIGHT`.
+    pub fn adapted(&self, text: &str) -> Option<Range<usize>> {
+        if self.role != ArgumentRole::Checkpoint {
+            return None;
+        }
+        let composed = |place: &&str| views::parts(place).is_some();
+        let places: Vec<&str> = (self.places)(text).into_iter().filter(composed).collect();
+        let is_there = |part: &str| self.is_reference(part) || Path::new(part).exists();
+        let all_there = |place: &&&str| {
+            let parts = views::parts(place).into_iter().flatten();
+            parts.into_iter().all(is_there)
+        };
+        // The last one lacks the name and the weight.
+        let place = places.iter().find(all_there).or(places.last())?;
+        let begin = offset(text, place);
+        Some(begin..begin + place.len())
+    }
+
+    /// The paths that a value may hold, those with adapters taken apart.
+    fn parts<'a>(&self, text: &'a str) -> Vec<&'a str> {
+        let places = (self.places)(text).into_iter();
+        if self.role != ArgumentRole::Checkpoint {
+            return places.collect();
+        }
+        let parts = places.flat_map(|place| views::parts(place).unwrap_or_else(|| vec![place]));
+        parts.collect()
     }
 
     /// A parser of these values. It replaces each reference by the folder that the reference was pulled to.
@@ -184,21 +220,31 @@ fn parser_with<T: ArgumentValue>(folders: PulledFolders) -> ValueParser {
     ValueParser::new(OsStringValueParser::new().try_map(read))
 }
 
-/// A value with a folder in the place of its reference, if it has been pulled.
+/// A value with a folder in the place of its base with adapters, or of its reference, if there is one for it.
 fn with_folder<T: ArgumentValue>(text: OsString, folders: &PulledFolders) -> OsString {
-    let place = text
-        .to_str()
-        .and_then(|text| Some((text, ArgumentKind::of::<T>().reference(text)?)));
-    let Some((words, place)) = place else {
+    let Some(words) = text.to_str() else {
         return text;
     };
-    let Some(folder) = folders.get(&words[place.clone()]) else {
+    let kind = ArgumentKind::of::<T>();
+    let mut places = kind
+        .adapted(words)
+        .into_iter()
+        .chain(kind.references(words));
+    let place = places.find(|place| folders.contains_key(&words[place.clone()]));
+    let Some((place, folder)) =
+        place.and_then(|place| Some((place.clone(), folders.get(&words[place])?)))
+    else {
         return text;
     };
     let mut found = OsString::from(&words[..place.start]);
     found.push(folder);
     found.push(&words[place.end..]);
     found
+}
+
+/// Where a part of a text begins in it.
+fn offset(text: &str, part: &str) -> usize {
+    (part.as_ptr() as usize).saturating_sub(text.as_ptr() as usize)
 }
 
 /// The text of a value that must be UTF-8 to be cut into parts.
@@ -216,9 +262,8 @@ mod tests {
     }
 
     fn reference<T: ArgumentValue>(text: &str) -> Option<&str> {
-        ArgumentKind::of::<T>()
-            .reference(text)
-            .map(|place| &text[place])
+        let mut found = ArgumentKind::of::<T>().references(text).into_iter();
+        found.next().map(|place| &text[place])
     }
 
     #[test]
@@ -244,6 +289,27 @@ mod tests {
         assert_eq!(reference::<CheckpointPath>("./hf://o/n"), None);
         assert_eq!(reference::<InputPath>("hf://o/n"), None);
         assert!(InputPath::read(OsStr::new("hf://o/n")).is_err());
+    }
+
+    #[test]
+    fn the_parts_of_a_base_with_adapters_are_places() {
+        type Weight = Weighted<CheckpointPath>;
+        assert_eq!(places::<CheckpointPath>("a+b+c"), ["a", "b", "c"]);
+        assert_eq!(places::<InputPath>("a+b"), ["a+b"]);
+        assert_eq!(places::<Named<CheckpointPath>>("n=a+hf://o/n"), ["a"]);
+        let kind = ArgumentKind::of::<Named<Weight>>();
+        let text = "n=hf://o/base+hf://o/lora@v:0.5";
+        let found: Vec<&str> = kind
+            .references(text)
+            .into_iter()
+            .map(|place| &text[place])
+            .collect();
+        assert_eq!(found, ["hf://o/base", "hf://o/lora@v"]);
+        assert_eq!(kind.adapted("n=a+b:0.5"), Some(2..5));
+        assert_eq!(kind.adapted("n=a:0.5"), None);
+        let folders = BTreeMap::from([("a+b".to_owned(), PathBuf::from("/view/a+b"))]);
+        let found = with_folder::<Named<Weight>>("n=a+b:0.5".into(), &folders.into());
+        assert_eq!(found, "n=/view/a+b:0.5");
     }
 
     #[test]

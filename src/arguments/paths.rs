@@ -67,7 +67,8 @@ path_value! {
 }
 path_value! {
     /// A checkpoint that a command reads: a folder, or a weight file. A reference to the Hub (`hf://…`) may be typed in its
-    /// place; the command then sees the folder that it was pulled to.
+    /// place; the command then sees the folder that it was pulled to. `BASE+ADAPTER` adds LoRA adapters; the command then sees
+    /// a view ([`crate::checkpoint::views`]).
     CheckpointPath, Checkpoint, "DIR", whole
 }
 path_value! {

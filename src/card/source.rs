@@ -11,7 +11,7 @@ use crate::checkpoint::folder::CARD;
 use crate::checkpoint::gguf::Gguf;
 use crate::checkpoint::manifest::{Manifest, Origin};
 use crate::checkpoint::reach::source_folder;
-use crate::checkpoint::{ReadAt, SourceFile};
+use crate::checkpoint::{ReadAt, SourceFile, views};
 
 /// Bytes of a model card that are read: more than any card on the Hub has.
 const CARD_BYTES: u64 = 1 << 20;
@@ -264,7 +264,7 @@ fn repository_of(folder: &Path) -> Option<String> {
 
 /// The model, and those that its manifests say it was made of, near ones first.
 pub(super) fn lineage(path: &Path) -> Vec<PathBuf> {
-    let mut found = vec![path.to_path_buf()];
+    let mut found = views::places(path);
     let mut next = 0;
     while let Some(folder) = found.get(next).cloned() {
         next += 1;

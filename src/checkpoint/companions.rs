@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::json;
+use super::{json, views};
 use crate::{Error, Result, notice};
 
 /// Files that describe a tokenizer or its use.
@@ -94,7 +94,7 @@ pub fn companions(folder: &Path) -> Result<Vec<PathBuf>> {
 
 /// Says so where a file is a link out of its checkpoint. The links of the Hub's cache lead to its own `blobs`.
 fn note_link(folder: &Path, path: &Path) {
-    if !path.is_symlink() {
+    if !path.is_symlink() || views::of(folder).is_some() {
         return;
     }
     let (Ok(folder), Ok(target)) = (folder.canonicalize(), path.canonicalize()) else {

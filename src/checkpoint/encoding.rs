@@ -51,13 +51,50 @@ pub struct TensorEntry {
     pub runs: Option<Runs>,
 }
 
-/// Runs of bytes of one length.
+/// Runs of bytes of one length, which lie apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Runs {
     /// Bytes of each; never 0.
-    pub length: u64,
+    length: u64,
+    /// From one run to the next, the innermost axis first; of those that are not needed, one step of nothing.
+    axes: [Axis; MOST_AXES],
+}
+
+/// Steps from one run of bytes to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Axis {
+    /// Runs along the axis.
+    pub count: u64,
     /// Bytes from the beginning of one to the beginning of the next.
     pub stride: u64,
+}
+
+/// Axes of runs at most.
+pub const MOST_AXES: usize = 4;
+
+impl Runs {
+    /// Runs of `length` bytes along `axes`, the innermost first, of which there are at most [`MOST_AXES`].
+    pub fn new(length: u64, axes: &[Axis]) -> Self {
+        let none = Axis {
+            count: 1,
+            stride: 0,
+        };
+        let mut all = [none; MOST_AXES];
+        for (place, axis) in all.iter_mut().zip(axes) {
+            *place = *axis;
+        }
+        Self { length, axes: all }
+    }
+
+    /// Bytes from the beginning of the first run to the beginning of another.
+    fn start(&self, mut run: u64) -> u64 {
+        let mut start = 0;
+        for axis in &self.axes {
+            start += run % axis.count * axis.stride;
+            run /= axis.count;
+        }
+        start
+    }
 }
 
 impl TensorEntry {
@@ -69,17 +106,14 @@ impl TensorEntry {
     /// Where `length` of its bytes from `start` on are in the file: offset and length of each piece, in order.
     pub(crate) fn pieces(&self, start: u64, length: u64) -> impl Iterator<Item = (u64, u64)> {
         // One run holds all bytes where they lie together.
-        let runs = self.runs.unwrap_or(Runs {
-            length: u64::MAX,
-            stride: 0,
-        });
+        let runs = self.runs.unwrap_or(Runs::new(u64::MAX, &[]));
         let (offset, end) = (self.offset, start + length);
         let mut position = start;
         std::iter::from_fn(move || {
             let (run, within) = (position / runs.length, position % runs.length);
             let count = (runs.length - within).min(end - position);
             position += count;
-            (count > 0).then_some((offset + run * runs.stride + within, count))
+            (count > 0).then(|| (offset + runs.start(run) + within, count))
         })
     }
 
@@ -100,9 +134,9 @@ impl TensorEntry {
             length: run * blocks,
             encoding: self.encoding,
             shape,
-            runs: (blocks > 1).then_some(Runs {
-                length: run,
-                stride,
+            runs: (blocks > 1).then(|| {
+                let count = blocks;
+                Runs::new(run, &[Axis { count, stride }])
             }),
         })
     }

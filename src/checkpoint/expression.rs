@@ -5,6 +5,8 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use super::adapter_step::AdapterStep;
+
 /// An expression over source tensors, or a draw of random numbers.
 ///
 /// [`Copy`](Self::Copy), and what only puts bytes elsewhere ([`Slice`](Self::Slice), [`Concat`](Self::Concat),
@@ -20,6 +22,27 @@ pub enum Expression {
         source: String,
         /// Name of the tensor in that source.
         tensor: String,
+    },
+    /// A source tensor with what adapters (LoRA) make of it. The steps are computed in order in `f64`, and the result is rounded
+    /// once, to the dtype of the source tensor.
+    Adapted {
+        /// Name of the source.
+        source: String,
+        /// Name of the tensor in that source.
+        tensor: String,
+        /// What the adapters do, in order.
+        steps: Vec<AdapterStep>,
+    },
+    /// A matrix of FP8 numbers, each times the scale of its block.
+    BlockScaled {
+        /// Name of the source.
+        source: String,
+        /// Name of the matrix in that source.
+        tensor: String,
+        /// Name of the scales in it, one for each block, row by row.
+        scale: String,
+        /// Rows and columns of a block; the last blocks may have fewer.
+        block: [u64; 2],
     },
     /// `(of₀ + of₁ + …) / n`: the sum in source order, one division.
     Mean {
@@ -242,6 +265,8 @@ impl Expression {
             | Self::Redraw { of, .. }
             | Self::Trained { of } => std::slice::from_ref(of),
             Self::Copy { .. }
+            | Self::Adapted { .. }
+            | Self::BlockScaled { .. }
             | Self::Normal { .. }
             | Self::Uniform { .. }
             | Self::Orthogonal { .. }
@@ -254,6 +279,25 @@ impl Expression {
     pub fn for_each_copy<'a>(&'a self, visit: &mut impl FnMut(&'a str, &'a str)) {
         match self {
             Self::Copy { source, tensor } => visit(source, tensor),
+            Self::Adapted {
+                source,
+                tensor,
+                steps,
+            } => {
+                visit(source, tensor);
+                for step in steps {
+                    step.for_each_tensor(&mut |tensor| visit(step.source(), tensor));
+                }
+            }
+            Self::BlockScaled {
+                source,
+                tensor,
+                scale,
+                ..
+            } => {
+                visit(source, tensor);
+                visit(source, scale);
+            }
             other => other
                 .parts()
                 .iter()
@@ -267,6 +311,16 @@ impl fmt::Display for Expression {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
             Self::Copy { source, .. } => f.write_str(source),
+            Self::Adapted { source, steps, .. } => {
+                let mut names: Vec<&str> = steps.iter().map(AdapterStep::source).collect();
+                names.dedup();
+                write!(f, "adapted({source}, {})", names.join(", "))
+            }
+            Self::BlockScaled {
+                source,
+                block: [rows, columns],
+                ..
+            } => write!(f, "block_scaled({source}, {rows}×{columns})"),
             Self::Mean { of } => write!(f, "mean({})", Listed(of)),
             Self::Weighted { of, weights } | Self::Sum { of, weights } => {
                 f.write_str(if matches!(self, Self::Sum { .. }) {

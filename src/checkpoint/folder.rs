@@ -8,18 +8,19 @@ use std::path::{Path, PathBuf};
 use super::companions::present;
 use super::encoding::{Encoding, TensorEntry};
 use super::error::CheckpointError;
-use super::expression::Expression;
+use super::expression::{AdapterStep, Expression};
 use super::format::Described;
 use super::fused::{FusedTensor, PartFault, PartOf};
 use super::manifest::MANIFEST;
 use super::source_file::{ReadAt, SourceFile, Stamp, changed, stamp_of};
+use super::views;
 use super::weight_files::WeightFiles;
 use super::{dtype, foreign, format};
 use crate::Result;
 use crate::error::nearest;
 
 pub use super::companions::{COMPANIONS, companion_name, companions, is_companion};
-pub use super::names::{CARD, INDEX, SINGLE};
+pub use super::names::{CARD, INDEX, PYTORCH_INDEX, SINGLE};
 
 /// The tokenizer that this program and transformers read.
 pub const TOKENIZER: &str = "tokenizer.json";
@@ -45,7 +46,13 @@ pub struct Checkpoint {
     /// These parts, by their names in [`Self::tensors`].
     parts: BTreeMap<String, PartOf>,
     /// What the files beside the weights were when the folder was opened.
-    beside: Vec<(PathBuf, Stamp)>,
+    pub(super) beside: Vec<(PathBuf, Stamp)>,
+    /// Adapters whose changes readers see, in order.
+    pub(super) adapters: Vec<Checkpoint>,
+    /// What these do to each stored tensor that they change.
+    pub(super) steps: BTreeMap<String, Vec<AdapterStep>>,
+    /// The tensors that they change, as their files have them, by file and offset.
+    pub(super) changed: BTreeMap<(usize, u64), (String, TensorEntry)>,
 }
 
 impl Checkpoint {
@@ -60,22 +67,16 @@ impl Checkpoint {
     /// # Ok::<(), bam_convert::Error>(())
     /// ```
     pub fn open(path: &Path) -> Result<Self> {
+        if let Some(view) = views::of(path) {
+            return Self::open_view(path, &view);
+        }
         let metadata = foreign::stat(path)?;
-        let mut found = Self {
-            path: path.to_path_buf(),
-            files: Vec::new(),
-            tensors: BTreeMap::new(),
-            index_total_size: None,
-            described: None,
-            wholes: BTreeMap::new(),
-            parts: BTreeMap::new(),
-            beside: Vec::new(),
-        };
+        let mut found = Self::empty(path);
         if !metadata.is_dir() {
             found.add(path)?;
             return Ok(found);
         }
-        let mut beside = existing(path, &["config.json", INDEX, MANIFEST]);
+        let mut beside = existing(path, &["config.json", INDEX, PYTORCH_INDEX, MANIFEST]);
         beside.extend(present(path)?);
         for file in beside {
             let stamp = stamp_of(&file)?;
@@ -90,6 +91,23 @@ impl Checkpoint {
             index.compare(path, &found.holders())?;
         }
         Ok(found)
+    }
+
+    /// A checkpoint without files.
+    pub(super) fn empty(path: &Path) -> Self {
+        Self {
+            path: path.to_path_buf(),
+            files: Vec::new(),
+            tensors: BTreeMap::new(),
+            index_total_size: None,
+            described: None,
+            wholes: BTreeMap::new(),
+            parts: BTreeMap::new(),
+            beside: Vec::new(),
+            adapters: Vec::new(),
+            steps: BTreeMap::new(),
+            changed: BTreeMap::new(),
+        }
     }
 
     /// The folder, where the checkpoint is one.
@@ -175,13 +193,32 @@ impl Checkpoint {
         let part = self.parts.get(tensor);
         let whole = part.and_then(|part| Some((part, self.wholes.get(&part.whole)?)));
         whole.map_or_else(
-            || Expression::copy(source, tensor),
-            |(part, whole)| part.expression(source, &whole.shape),
+            || self.stored_expression(source, tensor),
+            |(part, whole)| {
+                let of = self.stored_expression(source, &part.whole);
+                part.expression(of, &whole.shape)
+            },
         )
     }
 
     /// Reads `buf.len()` bytes of a tensor from byte `start` on.
     pub fn read_bytes(&self, entry: &TensorEntry, start: u64, buf: &mut [u8]) -> Result<()> {
+        // The parts of a tensor of several lie in its bytes, so their place says which sums they are.
+        let Some((name, whole)) = self.changed_at(entry.file, entry.offset) else {
+            return self.read_stored_bytes(entry, start, buf);
+        };
+        let adapted = self.adapted(name, whole)?;
+        let mut rest = buf;
+        for (offset, length) in entry.pieces(start, rest.len() as u64) {
+            let (piece, others) = rest.split_at_mut(length as usize);
+            adapted.bytes(offset - whole.offset, piece)?;
+            rest = others;
+        }
+        Ok(())
+    }
+
+    /// As [`Self::read_bytes`], of what the files hold whatever adapters make of it.
+    fn read_stored_bytes(&self, entry: &TensorEntry, start: u64, buf: &mut [u8]) -> Result<()> {
         let mut rest = buf;
         for (offset, length) in entry.pieces(start, rest.len() as u64) {
             let (piece, others) = rest.split_at_mut(length as usize);
@@ -194,9 +231,10 @@ impl Checkpoint {
     /// Whether these bytes of a tensor are zeros of which the file system stores none.
     pub fn is_hole(&self, entry: &TensorEntry, start: u64, length: u64) -> bool {
         let file = &self.files[entry.file];
-        entry
-            .pieces(start, length)
-            .all(|(offset, length)| file.is_hole(offset, length))
+        !self.is_adapted(entry)
+            && entry
+                .pieces(start, length)
+                .all(|(offset, length)| file.is_hole(offset, length))
     }
 
     /// Decodes `out.len()` values of a tensor from `first` on, in row-major order.
@@ -209,11 +247,34 @@ impl Checkpoint {
         out: &mut [f64],
         scratch: &mut Vec<u8>,
     ) -> Result<()> {
+        self.decode(entry, first, out, scratch, Self::read_bytes)
+    }
+
+    /// As [`Self::read_values`], of what the files hold whatever adapters make of it.
+    pub(super) fn read_stored_values(
+        &self,
+        entry: &TensorEntry,
+        first: u64,
+        out: &mut [f64],
+        scratch: &mut Vec<u8>,
+    ) -> Result<()> {
+        self.decode(entry, first, out, scratch, Self::read_stored_bytes)
+    }
+
+    /// Decodes values of a tensor whose bytes `read` reads.
+    fn decode(
+        &self,
+        entry: &TensorEntry,
+        first: u64,
+        out: &mut [f64],
+        scratch: &mut Vec<u8>,
+        read: impl Fn(&Self, &TensorEntry, u64, &mut [u8]) -> Result<()>,
+    ) -> Result<()> {
         match entry.encoding {
             Encoding::Plain(dtype) => {
                 let size = (dtype.bitsize() / 8) as u64;
                 scratch.resize(out.len() * size as usize, 0);
-                self.read_bytes(entry, first * size, scratch)?;
+                read(self, entry, first * size, scratch)?;
                 if !dtype::decode(dtype, scratch, out) {
                     let path = self.files[entry.file].path().to_path_buf();
                     return Err(CheckpointError::NotNumbers { path, dtype }.into());
@@ -223,7 +284,7 @@ impl Checkpoint {
                 let block = ggml.block_size() as u64;
                 let (begin, end) = (first / block, (first + out.len() as u64).div_ceil(block));
                 scratch.resize(((end - begin) as usize) * ggml.type_size(), 0);
-                self.read_bytes(entry, begin * ggml.type_size() as u64, scratch)?;
+                read(self, entry, begin * ggml.type_size() as u64, scratch)?;
                 let mut values = vec![0f32; ((end - begin) * block) as usize];
                 ggml.dequantise(scratch, &mut values).map_err(|error| {
                     CheckpointError::NotDequantised {
@@ -310,7 +371,7 @@ impl Checkpoint {
                 return Err(changed(path));
             }
         }
-        Ok(())
+        self.adapters.iter().try_for_each(Self::check_unchanged)
     }
 
     /// Refuses weights that are not in the Hugging Face layout, with its names and beside a configuration; `place` names them.
@@ -337,7 +398,7 @@ impl Checkpoint {
     }
 
     /// Adds one weight file; a name that another file holds already is refused.
-    fn add(&mut self, path: &Path) -> Result<()> {
+    pub(super) fn add(&mut self, path: &Path) -> Result<()> {
         let source = SourceFile::open(path)?;
         let number = self.files.len();
         let (tensors, described) = format::read(&source, number)?;

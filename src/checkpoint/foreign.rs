@@ -22,13 +22,16 @@ struct Kind {
     hint: &'static str,
 }
 
+/// Advice for weights of PyTorch whose names say nothing of the model's layout.
+const PYTORCH: &str =
+    "name the file itself: `bam-convert convert FILE DIR` makes safetensors of one";
+
 /// The more specific kind first: a DeepSpeed folder holds PyTorch files too.
 const KINDS: [Kind; 16] = [
     Kind {
         names: &["adapter_config.json", "adapter_model.*"],
         what: "a LoRA adapter",
-        hint: "merge the adapter into its base model first; in Python: \
-               AutoPeftModelForCausalLM.from_pretrained(ADAPTER).merge_and_unload().save_pretrained(DIR)",
+        hint: "name it after the model that it was trained on: BASE+ADAPTER",
     },
     Kind {
         names: &["header.json"],
@@ -113,23 +116,19 @@ const KINDS: [Kind; 16] = [
     },
     Kind {
         names: &[
-            "pytorch_model*.bin",
-            "pytorch_model.bin.index.json",
             "consolidated*.pth",
             "model*.bin",
             "model*.pt",
             "model*.pth",
             "*.ckpt",
         ],
-        what: "PyTorch weights, which are a pickle",
-        hint: "save the model as safetensors first; in Python: \
-               AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(OUT)",
+        what: "PyTorch weights under another name than pytorch_model.bin",
+        hint: PYTORCH,
     },
     Kind {
         names: &["*.pt", "*.pth"],
-        what: "PyTorch files, which are pickles",
-        hint: "save the model as safetensors first; in Python: \
-               AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(OUT)",
+        what: "PyTorch files under other names than pytorch_model.bin",
+        hint: PYTORCH,
     },
 ];
 
@@ -369,12 +368,12 @@ pub(crate) fn content(path: &Path, head: &[u8]) -> Option<Error> {
         )
     } else if head.starts_with(b"PK\x03\x04") {
         is(
-            "a PyTorch file (a zip archive with a pickle), expected safetensors or GGUF",
+            "a zip archive of other things than tensors, expected weights",
             pickle,
         )
     } else if matches!(head, [0x80, 2..=5, ..]) {
         is(
-            "a pickle, as old PyTorch files are; expected safetensors or GGUF",
+            "a pickle that torch.save has not written; expected weights",
             pickle,
         )
     } else if head.starts_with(b"\x89HDF\r\n") {

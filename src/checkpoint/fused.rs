@@ -79,9 +79,8 @@ impl PartOf {
         }
     }
 
-    /// The part of a stored tensor of that shape.
-    pub(super) fn expression(&self, source: &str, whole: &[u64]) -> Expression {
-        let mut of = Expression::copy(source, &self.whole);
+    /// The part of a stored tensor of that shape, which `of` is.
+    pub(super) fn expression(&self, mut of: Expression, whole: &[u64]) -> Expression {
         let (mut start, mut extent) = (self.start, whole.first().copied().unwrap_or(0));
         if let (true, [_, rows, ..]) = (self.in_stack, whole) {
             let rows = *rows;

@@ -1,5 +1,11 @@
 //! Bytes: readers, the streaming atomic sharded writer, dtypes, hashes, the manifest. Knows nothing of models.
 
+mod adapted;
+pub mod adapter;
+mod adapter_config;
+mod adapter_error;
+mod adapter_step;
+mod adapters;
 mod ahead;
 pub mod card_text;
 mod companions;
@@ -36,6 +42,10 @@ mod open_shard;
 pub mod outline;
 pub mod output;
 pub mod owned;
+mod pickle;
+mod pickle_machine;
+mod pickle_value;
+mod pytorch_error;
 pub mod reach;
 mod read_at;
 pub mod recipe;
@@ -44,13 +54,17 @@ mod shards;
 pub mod single;
 pub mod source_file;
 pub mod version;
+pub mod views;
 mod weight_files;
 pub mod weight_names;
 pub mod writer;
 pub mod yaml;
 
+pub(crate) use adapted::{AdaptedTensor, OpenTensor};
+pub use adapter_error::AdapterError;
+pub use adapters::adapter_name;
 pub use dtype::Dtype;
-pub use encoding::{Encoding, Runs, TensorEntry};
+pub use encoding::{Axis, Encoding, Runs, TensorEntry};
 pub use error::CheckpointError;
 pub use expression::Expression;
 pub use folder::Checkpoint;
@@ -64,4 +78,6 @@ pub use gguf_write::{GgufDtype, GgufLayout, GgufMetadata, write as write_gguf};
 pub use header_error::HeaderError;
 pub use manifest::Manifest;
 pub use npz_error::{ArrayRule, NpzError};
+pub use pickle_value::PickleRule;
+pub use pytorch_error::PytorchError;
 pub use source_file::{ReadAt, SourceFile};

@@ -4,6 +4,10 @@
 pub const SINGLE: &str = "model.safetensors";
 /// The index of a sharded folder.
 pub const INDEX: &str = "model.safetensors.index.json";
+/// The single weight file of an unsharded folder of PyTorch.
+pub const PYTORCH: &str = "pytorch_model.bin";
+/// The index of a sharded folder of PyTorch.
+pub const PYTORCH_INDEX: &str = "pytorch_model.bin.index.json";
 /// The model card.
 pub const CARD: &str = "README.md";
 /// The manifest of a checkpoint folder.

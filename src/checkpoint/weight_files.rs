@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::error::CheckpointError;
-use super::names::{INDEX, SINGLE};
+use super::names::{INDEX, PYTORCH, PYTORCH_INDEX, SINGLE};
 use super::weight_names::{is_model_file, shard_number, wanted_weights};
-use super::{foreign, json};
+use super::{foreign, format, json};
 use crate::{Error, Result, notice};
 
 /// The weight files of a folder.
@@ -26,7 +26,12 @@ impl WeightFiles {
     /// The weight files of a folder: the shards that its index lists, else one file or one complete set of shards.
     pub(super) fn of(folder: &Path) -> Result<Self> {
         let present = present_weights(folder)?;
-        let index = folder.join(INDEX);
+        // The index of the format whose files are there; without any, the usual one names what is missing.
+        let is_pytorch = present.iter().any(|name| format::is_pytorch_file(name));
+        let mut index = folder.join(if is_pytorch { PYTORCH_INDEX } else { INDEX });
+        if present.is_empty() && !index.exists() {
+            index = folder.join(PYTORCH_INDEX);
+        }
         if index.exists() {
             let index = ShardIndex::read(index)?;
             let names = index.chosen(folder, present)?;
@@ -88,7 +93,7 @@ impl ShardIndex {
         if let Some(stray) = strays.first() {
             // As in transformers, the index chooses among sets of shards, but it does not come before a file of all weights.
             let complete = shards.iter().all(|shard| folder.join(shard).exists());
-            if !complete || strays.iter().any(|name| name == SINGLE) {
+            if !complete || strays.iter().any(|name| name == SINGLE || name == PYTORCH) {
                 let path = folder.join(stray);
                 return Err(CheckpointError::Unlisted { path }.into());
             }
@@ -166,7 +171,7 @@ fn present_weights(folder: &Path) -> Result<Vec<String>> {
 
 /// Refuses several weight files that are not the shards 1..=N of one set.
 fn complete_set(folder: &Path, names: &[String]) -> Result<()> {
-    if names.iter().any(|name| !name.ends_with(".safetensors"))
+    if names.iter().any(|name| name.ends_with(".gguf"))
         && let Some(error) = foreign::folder(folder)
     {
         return Err(error);

@@ -7,7 +7,7 @@ use bam_convert::arguments::{
     CheckpointPath, DryRun, InPlace, InputPath, MaybeNamed, Named, Outline, OutputPath, TextsPath,
 };
 use bam_convert::checkpoint::manifest::manifest_hash;
-use bam_convert::checkpoint::single;
+use bam_convert::checkpoint::{single, views};
 use bam_convert::estimate::Estimate;
 use bam_convert::evaluate::corpus::{Domain, Window};
 use bam_convert::evaluate::outlook::WeightWidth;
@@ -455,7 +455,7 @@ impl Arguments {
         let left_out = |number: &usize| experts.get(*number).cloned();
         Ok(ModelReport {
             name,
-            path: opened.typed().display().to_string(),
+            path: views::shown(opened.typed()).display().to_string(),
             manifest: manifest_hash(opened.typed())?,
             without: overrides.dropped.iter().filter_map(left_out).collect(),
             top_k: overrides.top_k,

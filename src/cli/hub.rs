@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use bam_convert::Result;
-use bam_convert::arguments::{ArgumentRole, ArgumentValue, CheckpointPath, Named, PulledFolders};
+use bam_convert::arguments::{ArgumentRole, ArgumentValue, CheckpointPath, Named};
 use bam_convert::checkpoint::Manifest;
 use bam_convert::checkpoint::manifest::{MANIFEST, SourceRecord};
 use bam_convert::checkpoint::reference::{Reference, SCHEME};
@@ -65,15 +64,15 @@ impl From<String> for Repository {
     }
 }
 
-/// The folders of the references among the arguments, each pulled if it is not here; `None` where no argument is a reference.
+/// The folders of the references among the arguments, each pulled if it is not here.
 pub fn resolve(
     program: &Program,
     matches: &ArgMatches,
     needed: HubUse,
     printer: &Printer,
-) -> Result<Option<PulledFolders>> {
+) -> Result<BTreeMap<String, PathBuf>> {
     if needed == HubUse::Own {
-        return Ok(None);
+        return Ok(BTreeMap::new());
     }
     let (command, matches) = program.innermost(matches);
     let needed = if looks(program, command, matches) {
@@ -88,17 +87,20 @@ pub fn resolve(
         };
         let values = matches.get_raw(argument.get_id().as_str());
         for text in values.into_iter().flatten().filter_map(OsStr::to_str) {
-            let Some(place) = kind.reference(text) else {
-                continue;
-            };
-            let reference = &text[place];
-            if !folders.contains_key(reference) {
-                let found = folder(&Reference::parse(reference)?, needed, printer)?;
-                folders.insert(reference.to_owned(), found);
+            let is_adapted = kind.adapted(text).is_some();
+            for (number, place) in kind.references(text).into_iter().enumerate() {
+                let reference = &text[place.clone()];
+                // Adapters are small, and their configuration is no header.
+                let is_adapter = is_adapted && (number > 0 || text[..place.start].ends_with('+'));
+                let needed = if is_adapter { HubUse::Whole } else { needed };
+                if !folders.contains_key(reference) {
+                    let found = folder(&Reference::parse(reference)?, needed, printer)?;
+                    folders.insert(reference.to_owned(), found);
+                }
             }
         }
     }
-    Ok((!folders.is_empty()).then(|| Arc::new(folders)))
+    Ok(folders)
 }
 
 /// Whether a command shows only what it would do: then headers are enough.

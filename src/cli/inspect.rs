@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use bam_convert::Error;
 use bam_convert::arguments::{CheckpointPath, MaybeNamed, OutputPath};
 use bam_convert::checkpoint::folder::Checkpoint;
-use bam_convert::checkpoint::{Manifest, TensorEntry};
+use bam_convert::checkpoint::{Manifest, TensorEntry, views};
 use bam_convert::family::described::{self, DescribedModel};
 use bam_convert::family::{Architecture, Config, ExpertLayout, Quantised, cost};
 use bam_convert::pipeline::{Declaration, StageUse};
@@ -163,7 +163,7 @@ impl Arguments {
             .as_ref()
             .and_then(|config| config.json.get("expert_names"));
         Ok(Summary {
-            path: path.to_path_buf(),
+            path: views::shown(path),
             architecture,
             architecture_unknown,
             fused_experts: layout == Some(ExpertLayout::Fused),

@@ -4,6 +4,7 @@
 //! into its exit code once; `error.rs` knows the codes of errors. A closed pipe means that the reader has seen enough, which is
 //! no error.
 
+mod adapters;
 mod branch;
 mod check;
 mod common;
@@ -75,6 +76,7 @@ use bam_convert::table::counted;
 use bam_convert::{notice, pipeline, threads};
 use clap::error::ErrorKind;
 use clap::{ArgMatches, Command, CommandFactory, Parser};
+use tempfile::TempDir;
 
 use common::GlobalArguments;
 use printer::{Fault, Label, Printer, Style};
@@ -148,7 +150,12 @@ pub fn main() -> ExitCode {
     // A panic is a fault of this program, and its message may repeat a stranger's text.
     std::panic::set_hook(Box::new(move |panic| Printer::new(style).panic(panic)));
     machine::prepare();
-    let (verb, printer) = match parse(line, style) {
+    let parsed = parse(line, style);
+    let Parsed {
+        verb,
+        printer,
+        views: _views,
+    } = match parsed {
         Ok(parsed) => parsed,
         Err(error) => {
             Printer::new(style).error(&error);
@@ -205,7 +212,7 @@ fn program() -> pipeline::Program {
 
 /// The command of this process, with the settings that the file of `--config` holds, and where it prints. What `clap`
 /// refuses, or answers itself, ends the process.
-fn parse(mut line: Vec<OsString>, style: Style) -> anyhow::Result<(Box<dyn Verb>, Printer)> {
+fn parse(mut line: Vec<OsString>, style: Style) -> anyhow::Result<Parsed> {
     let program = program();
     let mut notes = Vec::new();
     if pipeline::is_given(&line) {
@@ -226,17 +233,32 @@ fn parse(mut line: Vec<OsString>, style: Style) -> anyhow::Result<(Box<dyn Verb>
     inputs::check(&program, &found, verb.hub_use())?;
     // The line is complete before anything is pulled.
     #[cfg(feature = "hub")]
-    let verb = match hub::resolve(&program, &found, verb.hub_use(), &printer)? {
-        Some(folders) => {
-            let found = matches(&program.with_folders(&folders), &line, style)?;
-            read(&found, &line, style)
-        }
-        None => verb,
+    let folders = hub::resolve(&program, &found, verb.hub_use(), &printer)?;
+    #[cfg(not(feature = "hub"))]
+    let folders = std::collections::BTreeMap::new();
+    let (folders, views) = adapters::resolve(&program, &found, verb.hub_use(), folders)?;
+    let verb = if folders.is_empty() {
+        verb
+    } else {
+        let found = matches(&program.with_folders(&folders.into()), &line, style)?;
+        read(&found, &line, style)
     };
     notes
         .iter()
         .for_each(|note| printer.note(&format!(" note: {note}")));
-    Ok((verb, printer))
+    Ok(Parsed {
+        verb,
+        printer,
+        views,
+    })
+}
+
+/// The command of a line.
+struct Parsed {
+    verb: Box<dyn Verb>,
+    printer: Printer,
+    /// The folder of the views that it reads, deleted with this value.
+    views: Option<TempDir>,
 }
 
 /// The command with the arguments of a line.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use bam_convert::checkpoint::filesystem::temporary_folder;
 use bam_convert::checkpoint::hash::sha256;
-use bam_convert::checkpoint::{Checkpoint, known_hashes};
+use bam_convert::checkpoint::{Checkpoint, known_hashes, views};
 use bam_convert::surgery::execute::{Content, OutputFile, Target, execute, outline, work_length};
 use bam_convert::surgery::{Plan, convert};
 use bam_convert::{Error, Result, table, threads};
@@ -36,7 +36,19 @@ impl Opened {
     /// # Errors
     /// As `convert`, where the file must be converted.
     pub fn whole(path: &Path, printer: &Printer) -> Result<Self> {
-        let Some((plan, files)) = conversion(path)? else {
+        Self::converted(path, conversion(path)?, printer)
+    }
+
+    /// As [`whole`](Self::whole), and a base with adapters is converted, too: for programs that read its files.
+    ///
+    /// # Errors
+    /// As [`whole`](Self::whole).
+    pub fn stored(path: &Path, printer: &Printer) -> Result<Self> {
+        Self::converted(path, storing(path)?, printer)
+    }
+
+    fn converted(path: &Path, conversion: Conversion, printer: &Printer) -> Result<Self> {
+        let Some((plan, files)) = conversion else {
             return Ok(Self::as_typed(path));
         };
         let (folder, temporary) = match cached(path, &plan, &files)? {
@@ -62,7 +74,19 @@ impl Opened {
     /// # Errors
     /// As [`whole`](Self::whole).
     pub fn outline(path: &Path, printer: &Printer) -> Result<Self> {
-        let Some((plan, files)) = conversion(path)? else {
+        Self::outlined(path, conversion(path)?, printer)
+    }
+
+    /// The outline of what [`stored`](Self::stored) would make.
+    ///
+    /// # Errors
+    /// As [`whole`](Self::whole).
+    pub fn stored_outline(path: &Path, printer: &Printer) -> Result<Self> {
+        Self::outlined(path, storing(path)?, printer)
+    }
+
+    fn outlined(path: &Path, conversion: Conversion, printer: &Printer) -> Result<Self> {
+        let Some((plan, files)) = conversion else {
             return Ok(Self::as_typed(path));
         };
         let kept = cached(path, &plan, &files)?;
@@ -109,19 +133,31 @@ impl Opened {
     }
 }
 
-/// Makes the outline of a file that describes its model at `folder`; false for every other checkpoint.
+/// Makes the outline of what [`Opened::stored`] converts at `folder`; false for every other checkpoint.
 ///
 /// # Errors
 /// As [`Opened::whole`].
 pub fn outline_at(path: &Path, folder: &Path) -> Result<bool> {
-    match conversion(path)? {
+    match storing(path)? {
         Some((plan, files)) => outline(&plan, &files, folder, MAX_SHARD).map(|_| true),
         None => Ok(false),
     }
 }
 
+/// The plan of a conversion, where one is needed.
+type Conversion = Option<(Plan, Vec<OutputFile>)>;
+
+/// The plan that makes a folder of a file that describes its model, or of a base with adapters; none for every other
+/// checkpoint.
+fn storing(path: &Path) -> Result<Conversion> {
+    if views::of(path).is_some() {
+        return convert::plan(path, None).map(Some);
+    }
+    conversion(path)
+}
+
 /// The plan that makes a folder of a file that describes its model; none for every other checkpoint.
-fn conversion(path: &Path) -> Result<Option<(Plan, Vec<OutputFile>)>> {
+fn conversion(path: &Path) -> Result<Conversion> {
     if path.join("config.json").exists() {
         return Ok(None);
     }
@@ -136,13 +172,11 @@ fn cached(path: &Path, plan: &Plan, files: &[OutputFile]) -> Result<Option<PathB
     let Some(cache) = known_hashes::cache_folder() else {
         return Ok(None);
     };
-    let place = path
-        .canonicalize()
-        .map_err(|e| Error::io("find", path, e))?;
-    let sources = plan
-        .sources
-        .iter()
-        .flat_map(|source| &source.checkpoint.files);
+    let real = |path: &PathBuf| path.canonicalize().map_err(|e| Error::io("find", path, e));
+    let places = views::places(path);
+    let place: Vec<PathBuf> = places.iter().map(real).collect::<Result<_>>()?;
+    let sources = plan.sources.iter();
+    let sources = sources.flat_map(|source| source.checkpoint.all_files());
     let stamps: Vec<_> = sources.map(|file| file.stamp()).collect();
     let tensors = plan.tensors.iter();
     let tensors: Vec<_> = tensors
@@ -164,10 +198,14 @@ fn text(file: &OutputFile) -> Option<&[u8]> {
     }
 }
 
-/// The name of the model, as its file has it.
+/// The name of the model, as its file or folder has it.
 fn name(path: &Path) -> PathBuf {
-    path.file_stem()
-        .map_or_else(|| "model".into(), PathBuf::from)
+    let name = if path.is_dir() {
+        path.file_name()
+    } else {
+        path.file_stem()
+    };
+    name.map_or_else(|| "model".into(), PathBuf::from)
 }
 
 fn write(

@@ -243,7 +243,7 @@ impl Verb for Arguments {
             return print(printer, &outlook.estimate());
         }
         if *self.dry_run {
-            let opened = Opened::outline(&self.checkpoint, printer)?;
+            let opened = Opened::stored_outline(&self.checkpoint, printer)?;
             let engine = self.choose_engine(Purpose::DryRun, printer)?;
             let mut request = self.request(&opened, engine, printer)?;
             let taken = check(&mut request)?;
@@ -255,7 +255,7 @@ impl Verb for Arguments {
                 printer,
             );
         }
-        let opened = Opened::whole(&self.checkpoint, printer)?;
+        let opened = Opened::stored(&self.checkpoint, printer)?;
         let stop = Arc::new(AtomicBool::new(false));
         let mut progress = TrainingProgress::new(printer, self.steps);
         let (printer_of_signals, bar) = (*printer, progress.bar().clone());

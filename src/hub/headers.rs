@@ -21,6 +21,7 @@ use super::request_error::HubRequestError;
 use super::retry::RetryPolicy;
 use super::selection::FileSelection;
 use super::tree::Snapshot;
+use crate::checkpoint::format::is_pytorch_file;
 use crate::checkpoint::gguf::Gguf;
 use crate::checkpoint::reference::Reference;
 use crate::checkpoint::{header, known_hashes, single};
@@ -90,7 +91,9 @@ fn fetch_file(file: RemoteFile, folder: &Path) -> Result<()> {
         // An error of the network is the cause, whatever the reader made of it.
         return remote.failed.map_or(written, Err);
     }
-    if entry.size > LARGEST_BESIDE || has_content(&place, entry)? {
+    // The pickle of a file of PyTorch may lie anywhere in it.
+    let is_large = entry.size > LARGEST_BESIDE && !is_pytorch_file(path);
+    if is_large || has_content(&place, entry)? {
         return Ok(());
     }
 

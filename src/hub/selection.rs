@@ -6,13 +6,14 @@ use super::answer_error::HubAnswerError;
 use super::request_error::HubRequestError;
 use super::tree::{ContentHash, Snapshot};
 use crate::Result;
+use crate::checkpoint::adapter::ADAPTER_CONFIG;
 use crate::checkpoint::folder::{CARD, INDEX, is_companion};
 use crate::checkpoint::manifest::MANIFEST;
 use crate::checkpoint::weight_names::wanted_weights;
 use crate::error::nearest;
 
 /// Files beside weights and tokenizer that belong to a checkpoint.
-const BESIDE: [&str; 4] = ["config.json", INDEX, MANIFEST, CARD];
+const BESIDE: [&str; 5] = ["config.json", ADAPTER_CONFIG, INDEX, MANIFEST, CARD];
 
 /// Patterns of paths, in which `*` matches `/` too, as in Python.
 #[derive(Clone, Debug, Default)]

@@ -90,20 +90,6 @@ pub enum MergekitError {
         /// Where the weights are.
         at: Location,
     },
-    /// An adapter on top of a model.
-    #[error(
-        "{at}: key `{key}`: names the adapter `{adapter}` on top of `{model}`, expected a whole model"
-    )]
-    Adapter {
-        /// Where the model is named.
-        at: Location,
-        /// The key.
-        key: &'static str,
-        /// The adapter.
-        adapter: String,
-        /// The model.
-        model: String,
-    },
     /// A file where the folder of a model is expected.
     #[error(
         "{at}: key `{key}`: `{}` is a file, expected a folder with config.json and weights", path.display()
@@ -247,9 +233,6 @@ impl MergekitError {
                 "models must share a tokenizer: embeddings are averaged by token id"
             }
             Self::NoWeight { .. } => "or one for all, in `parameters` at the top",
-            Self::Adapter { .. } => {
-                "merge the adapter into its model first, and name the folder of the result"
-            }
             Self::NoFolder { .. } => {
                 "paths are relative to the current folder; write a repository of the Hub as org/name"
             }
@@ -284,7 +267,6 @@ impl MergekitError {
             Self::PartsOfModels { at, key }
             | Self::OwnTokenizer { at, key }
             | Self::EmptyList { at, key, .. }
-            | Self::Adapter { at, key, .. }
             | Self::FileAsModel { at, key, .. }
             | Self::NoFolder { at, key, .. }
             | Self::Dtype { at, key, .. }

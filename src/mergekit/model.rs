@@ -8,43 +8,58 @@ use super::error::MergekitError;
 use crate::Result;
 use crate::checkpoint::dtype::{self, Dtype};
 use crate::checkpoint::reference::Reference;
+use crate::checkpoint::views;
 use crate::checkpoint::yaml::place;
+use crate::error::Location;
 
 /// Brings `ORG/NAME[@REVISION]` from the Hub, and returns its folder; `None` where there is no Hub.
 pub type Fetch<'a> = &'a dyn Fn(&str) -> Result<Option<PathBuf>>;
 
 /// The folder that a reference names, relative to the current folder; else the folder of the Hub's repository of this
-/// name.
+/// name. A model with an adapter is `FOLDER+FOLDER`.
 pub(super) fn folder(
     file: &Path,
     key: &'static str,
     reference: &Spanned<String>,
     fetch: Fetch,
 ) -> Result<PathBuf> {
-    let path = PathBuf::from(&reference.value);
+    let at = place(file, reference.referenced);
+    let name = &reference.value;
+    match name.split_once('+').filter(|_| !Path::new(name).is_dir()) {
+        None => folder_of(&at, key, name, fetch),
+        Some((model, adapter)) => {
+            let mut both = folder_of(&at, key, model, fetch)?.into_os_string();
+            both.push("+");
+            both.push(folder_of(&at, key, adapter, fetch)?);
+            Ok(both.into())
+        }
+    }
+}
+
+/// The folder of a model, or of an adapter.
+fn folder_of(at: &Location, key: &'static str, name: &str, fetch: Fetch) -> Result<PathBuf> {
+    let path = PathBuf::from(name);
     if path.is_dir() {
         return Ok(path);
     }
-    let at = place(file, reference.referenced);
-    if let Some((model, adapter)) = reference.value.split_once('+') {
-        return Err(MergekitError::Adapter {
-            at,
-            key,
-            adapter: adapter.to_owned(),
-            model: model.to_owned(),
-        }
-        .into());
-    }
+    let at = at.clone();
     if path.exists() {
         return Err(MergekitError::FileAsModel { at, key, path }.into());
     }
-    if reference.value.contains('/')
-        && Reference::parse(&reference.value).is_ok()
-        && let Some(folder) = fetch(&reference.value)?
+    if name.contains('/')
+        && Reference::parse(name).is_ok()
+        && let Some(folder) = fetch(name)?
     {
         return Ok(folder);
     }
     Err(MergekitError::NoFolder { at, key, path }.into())
+}
+
+/// The model of a model with an adapter.
+pub(super) fn model_in(folder: &Path) -> PathBuf {
+    let text = folder.to_string_lossy();
+    let model = views::parts(&text).and_then(|parts| parts.first().map(PathBuf::from));
+    model.unwrap_or_else(|| folder.to_path_buf())
 }
 
 /// A dtype under the names of torch.

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_saphyr::Spanned;
 
 use super::error::MergekitError;
-use super::model::{Fetch, float, folder};
+use super::model::{Fetch, float, folder, model_in};
 use super::names::GATE_MODES;
 use super::{IsTyped, Translation};
 use crate::Result;
@@ -175,7 +175,7 @@ impl MoeFile {
         let mut to = Translation::new();
         self.check_gate_mode()?;
         let base = folder(&self.path, "base_model", &keys.base_model, fetch)?;
-        let architecture = Architecture::of(&Config::read(&base)?)?;
+        let architecture = Architecture::of(&Config::read(&model_in(&base))?)?;
         to.set("method", "btx");
         to.set("seed", base.display());
         to.switch("no-seed-expert");

@@ -178,6 +178,7 @@ impl Params {
             if let (Some(pages), Encoding::Plain(Dtype::BF16), [rows, columns]) =
                 (&pages[entry.file], entry.encoding, &spec.shape[..])
                 && entry.runs.is_none()
+                && !checkpoint.is_adapted(entry)
                 && !(spec.role.is_router() || matches!(spec.role, Role::QNorm | Role::KNorm))
             {
                 let stored = StoredMatrix::new(

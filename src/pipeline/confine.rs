@@ -86,7 +86,7 @@ pub(super) fn check_settings(
 /// Whether every path of a value is in the work folder, or in a source, which the value names as `${NAME}`.
 fn reads_within(kind: ArgumentKind, value: &str) -> bool {
     // A reference is no path. But a build without the Hub opens it as one, and `..` in it would lead out.
-    if kind.reference(value).is_some() && !stays_within(Path::new(value)) {
+    if !kind.references(value).is_empty() && !stays_within(Path::new(value)) {
         return false;
     }
     kind.places(value).into_iter().all(|place| {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, json};
 
 use super::error::SurgeryError;
-use super::execute::{OutputFile, finish, record_source};
+use super::execute::{OutputFile, Target, execute, finish, record_source};
 use super::fit_error::FitError;
 use super::model::Model;
 use super::neutral::has_neutral_shared_expert;
@@ -14,10 +14,9 @@ use super::side_files;
 use crate::Result;
 use crate::card::{CardModel, CopyOf, ModelCard};
 use crate::checkpoint::Checkpoint;
-use crate::checkpoint::expression::Expression;
 use crate::checkpoint::manifest::{MANIFEST, Manifest};
-use crate::checkpoint::outline;
 use crate::checkpoint::output::{OutputFolder, check_free_space, check_target};
+use crate::checkpoint::{outline, views};
 use crate::family::{Config, drop_leftover, expert_names};
 
 /// Where the branches go.
@@ -50,9 +49,14 @@ pub fn plan(mut seed: Model, names: &[String], out: &Path) -> Result<Branching> 
         carries_non_finite: false,
     };
     let source = &plan.sources[0];
+    let has_adapters = !source.checkpoint.adapters().is_empty();
     let card = ModelCard {
         title: "Copy of a seed",
-        about: "A copy of the seed, byte for byte, to be trained further.".to_owned(),
+        about: if has_adapters {
+            "The seed with its adapters, to be trained further.".to_owned()
+        } else {
+            "A copy of the seed, byte for byte, to be trained further.".to_owned()
+        },
         tags: &[],
         relation: None,
         sources: side_files::named([source]),
@@ -70,7 +74,7 @@ pub fn plan(mut seed: Model, names: &[String], out: &Path) -> Result<Branching> 
         training: None,
         copy_of: Some(CopyOf {
             path: &source.checkpoint.path,
-            same_values: true,
+            same_values: !has_adapters,
         }),
         notes: &plan.notes,
         prompts: &[],
@@ -122,7 +126,7 @@ fn copies(seed: &Model) -> Result<Vec<PlannedTensor>> {
             }
             .into());
         };
-        let copy = Expression::copy(&seed.source.name, name);
+        let copy = seed.source.copy(name);
         let shape = entry.shape.clone();
         tensors.push(PlannedTensor::new(name, dtype, shape, copy));
     }
@@ -173,17 +177,30 @@ impl Branching {
 
     /// Makes the outline of each branch.
     pub fn outline(&self) -> Result<()> {
-        let seed = &self.plan.sources[0].checkpoint.path;
-        self.targets
-            .iter()
-            .try_for_each(|target| outline::copy(seed, target))
+        let seed = &self.plan.sources[0].checkpoint;
+        if seed.adapters().is_empty() {
+            let copy = |target: &PathBuf| outline::copy(&seed.path, target);
+            return self.targets.iter().try_for_each(copy);
+        }
+        self.targets.iter().try_for_each(|target| {
+            let most = Target::new(target).max_shard_size;
+            super::execute::outline(&self.plan, &self.files, target, most).map(drop)
+        })
     }
 
     /// Refuses what cannot be written, before anything is.
     pub fn check(&self, force: bool, link: bool) -> Result<()> {
-        let seed = &self.plan.sources[0].checkpoint.path;
+        let seed = &self.plan.sources[0].checkpoint;
+        if link && !seed.adapters().is_empty() {
+            return Err(SurgeryError::LinkedSum {
+                path: seed.path.clone(),
+            }
+            .into());
+        }
+        let places = views::places(&seed.path);
+        let places: Vec<&Path> = places.iter().map(PathBuf::as_path).collect();
         for target in &self.targets {
-            check_target(target, force, &[seed])?;
+            check_target(target, force, &places)?;
             check_free_space(target, self.needed(link))?;
         }
         Ok(())
@@ -198,6 +215,9 @@ impl Branching {
     ) -> Result<Vec<Manifest>> {
         self.check(force, link)?;
         let source = &self.plan.sources[0];
+        if !source.checkpoint.adapters().is_empty() {
+            return self.compute(force, progress);
+        }
         let mut manifests = Vec::with_capacity(self.targets.len());
         for target in &self.targets {
             let folder = OutputFolder::begin(target, force, &[&source.checkpoint.path])?;
@@ -213,15 +233,22 @@ impl Branching {
                 progress(file.len());
             }
             let hashes = weights.iter().map(|file| file.sha256.clone()).collect();
-            let record = record_source(source, hashes, target)?;
-            manifests.push(finish(
-                folder,
-                &self.plan,
-                vec![record],
-                weights,
-                &self.files,
-            )?);
+            let records = record_source(source, hashes, target)?;
+            manifests.push(finish(folder, &self.plan, records, weights, &self.files)?);
         }
         Ok(manifests)
+    }
+
+    /// Writes branches of a seed with adapters, whose weights are in no file.
+    fn compute(&self, force: bool, progress: &(dyn Fn(u64) + Sync)) -> Result<Vec<Manifest>> {
+        let write = |target: &PathBuf| {
+            let target = Target {
+                force,
+                progress,
+                ..Target::new(target)
+            };
+            execute(&self.plan, &self.files, &target)
+        };
+        self.targets.iter().map(write).collect()
     }
 }

@@ -9,11 +9,13 @@ use super::drawn::{Noisy, Redrawn};
 use super::moved::{Moved, Rule};
 use super::node::Node;
 use super::places::Places;
-use super::plan::{Source, source};
+use super::plan::{Source, weights};
 use super::plan_error::{ExpressionRule, PlanError};
 use super::random::Draws;
-use crate::checkpoint::expression::{Drawn, Expression};
+use super::scaled::BlockScaled;
+use crate::checkpoint::expression::{AdapterStep, Drawn, Expression};
 use crate::checkpoint::writer::TensorLayout;
+use crate::checkpoint::{AdaptedTensor, OpenTensor};
 use crate::{Error, Result};
 
 /// Most entries of an axis that is drawn from: its order, and a row of them, are held whole at every level of an expression.
@@ -38,6 +40,17 @@ impl<'a> Compilation<'a> {
                 source: from,
                 tensor,
             } => self.read(from, tensor, shape)?,
+            Expression::Adapted {
+                source: from,
+                tensor,
+                steps,
+            } => self.adapted((from, tensor), steps, shape)?,
+            Expression::BlockScaled {
+                source: from,
+                tensor,
+                scale,
+                block,
+            } => self.block_scaled(from, [tensor, scale], *block, shape)?,
             Expression::Mean { .. } | Expression::Weighted { .. } | Expression::Sum { .. } => {
                 self.sum(expression, shape)?
             }
@@ -106,7 +119,21 @@ impl<'a> Compilation<'a> {
 
     /// A tensor of a source.
     fn read(&self, from: &str, tensor: &'a str, shape: &[u64]) -> Result<Node<'a>> {
-        let checkpoint = &source(self.sources, from)?.checkpoint;
+        let OpenTensor {
+            checkpoint,
+            entry,
+            name,
+        } = self.open(from, tensor, shape)?;
+        Ok(Node::Read {
+            checkpoint,
+            entry,
+            tensor: name,
+        })
+    }
+
+    /// A tensor of a source, of this shape.
+    fn open(&self, from: &str, tensor: &'a str, shape: &[u64]) -> Result<OpenTensor<'a>> {
+        let checkpoint = weights(self.sources, from)?;
         let entry = checkpoint.tensor(tensor)?;
         if entry.shape != shape {
             return Err(PlanError::SourceShape {
@@ -118,11 +145,56 @@ impl<'a> Compilation<'a> {
             }
             .into());
         }
-        Ok(Node::Read {
+        Ok(OpenTensor {
             checkpoint,
             entry,
-            tensor,
+            name: tensor,
         })
+    }
+
+    /// A tensor of a source with what adapters make of it.
+    fn adapted(
+        &self,
+        (from, tensor): (&str, &'a str),
+        steps: &'a [AdapterStep],
+        shape: &[u64],
+    ) -> Result<Node<'a>> {
+        let base = self.open(from, tensor, shape)?;
+        let adapted = AdaptedTensor::new(base, steps, |name| weights(self.sources, name))?;
+        Ok(Node::Adapted(Box::new(adapted)))
+    }
+
+    /// A matrix of a source whose blocks have scales.
+    fn block_scaled(
+        &self,
+        from: &str,
+        [tensor, scale]: [&'a str; 2],
+        block: [u64; 2],
+        shape: &[u64],
+    ) -> Result<Node<'a>> {
+        let of = Box::new(self.read(from, tensor, shape)?);
+        let checkpoint = weights(self.sources, from)?;
+        let by = OpenTensor {
+            checkpoint,
+            entry: checkpoint.tensor(scale)?,
+            name: scale,
+        };
+        let [rows, columns] = shape[..] else {
+            return Err(self.fault(ExpressionRule::Blocks { block }));
+        };
+        let blocks = |extent: u64, size: u64| (size > 0).then(|| extent.div_ceil(size));
+        let count = blocks(rows, block[0])
+            .zip(blocks(columns, block[1]))
+            .and_then(|(down, across)| down.checked_mul(across));
+        if count != Some(by.entry.elements()) || columns == 0 {
+            return Err(self.fault(ExpressionRule::Blocks { block }));
+        }
+        Ok(Node::BlockScaled(BlockScaled {
+            of,
+            by,
+            columns,
+            block,
+        }))
     }
 
     /// A mean, a weighted mean or a weighted sum.

@@ -4,7 +4,7 @@
 //! from the sources, as a slice may be cut out of anything. Draws take any shape, so they cannot be cut, and a concatenation can
 //! have one draw at most, which takes the rows that the other parts leave.
 
-use super::plan::{Source, source};
+use super::plan::{Source, weights};
 use super::plan_error::{ExpressionRule, PlanError};
 use crate::checkpoint::expression::Expression;
 use crate::checkpoint::writer::TensorLayout;
@@ -61,13 +61,17 @@ impl Compilation<'_> {
             Expression::Copy {
                 source: from,
                 tensor,
-            } => Some(
-                source(self.sources, from)?
-                    .checkpoint
-                    .tensor(tensor)?
-                    .shape
-                    .clone(),
-            ),
+            }
+            | Expression::Adapted {
+                source: from,
+                tensor,
+                ..
+            }
+            | Expression::BlockScaled {
+                source: from,
+                tensor,
+                ..
+            } => Some(weights(self.sources, from)?.tensor(tensor)?.shape.clone()),
             Expression::Slice {
                 of,
                 axis,

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::execute::{Content, OutputFile};
 use super::export_error::ExportError;
+use super::fp8::{self, Fp8};
 use super::fused::as_stored;
 use super::model::{companions, existing};
 use super::neutral::has_neutral_shared_expert;
@@ -15,7 +16,7 @@ use super::side_files;
 use crate::card::{CardModel, CopyOf, ModelCard, SourceFacts};
 use crate::checkpoint::dtype::{self, Dtype};
 use crate::checkpoint::expression::Expression;
-use crate::checkpoint::folder::{Checkpoint, companion_name, is_companion};
+use crate::checkpoint::folder::{Checkpoint, INDEX, PYTORCH_INDEX, companion_name, is_companion};
 use crate::checkpoint::manifest::model_name;
 use crate::checkpoint::{Encoding, format};
 use crate::family::described::{self, DescribedModel};
@@ -47,9 +48,13 @@ pub fn plan(path: &Path, dtype: Option<Dtype>) -> Result<(Plan, Vec<OutputFile>)
         return plan_described(checkpoint, form, settings);
     }
     // A cast would round scales and leave the integers that they belong to.
-    if let (Some(_), Some(quantised)) = (dtype, Quantised::of(&checkpoint)) {
-        return Err(quantised.refusal(&checkpoint, PlainNeed::Cast));
-    }
+    let fp8 = match (dtype, Quantised::of(&checkpoint)) {
+        (Some(dtype), Some(quantised)) => {
+            let fp8 = Fp8::of(&checkpoint)?.filter(|_| dtype.bitsize() >= 16);
+            Some(fp8.ok_or_else(|| quantised.refusal(&checkpoint, PlainNeed::Cast))?)
+        }
+        _ => None,
+    };
     let folder = checkpoint.folder().map(Path::to_path_buf);
     let source = Source {
         name: SOURCE.to_owned(),
@@ -60,15 +65,22 @@ pub fn plan(path: &Path, dtype: Option<Dtype>) -> Result<(Plan, Vec<OutputFile>)
         checkpoint,
         kept: false,
     };
-    let tensors = cast(&source, dtype)?;
+    let tensors = cast(&source, dtype, fp8.as_ref())?;
     let (mut files, mut notes) = (Vec::new(), Vec::new());
     let (mut architecture, mut experts) = (None, Vec::new());
     if let Some(folder) = &folder {
         let config = folder.join("config.json");
         if config.is_file() {
             let config = Config::read(&config)?;
-            let (object, of_config) = side_files::recast(&config, &source.checkpoint, dtype)?;
+            let (mut object, of_config) = side_files::recast(&config, &source.checkpoint, dtype)?;
             notes.extend(of_config);
+            if fp8.is_some() {
+                fp8::forget(&mut object);
+                notes.push(format!(
+                    "{}: FP8 weights become plain numbers, and activations are no longer rounded",
+                    folder.display()
+                ));
+            }
             files.push(side_files::json_file("config.json", &object));
             (architecture, experts) = known(object);
         }
@@ -94,15 +106,21 @@ pub fn plan(path: &Path, dtype: Option<Dtype>) -> Result<(Plan, Vec<OutputFile>)
 }
 
 /// Every tensor of the source, floating-point numbers in this dtype.
-fn cast(source: &Source, dtype: Option<Dtype>) -> Result<Vec<PlannedTensor>> {
-    let tensors = source.checkpoint.tensors.iter().map(|(name, entry)| {
+fn cast(source: &Source, dtype: Option<Dtype>, fp8: Option<&Fp8>) -> Result<Vec<PlannedTensor>> {
+    let is_scale = |name: &str| fp8.is_some_and(|fp8| fp8.is_scale(name));
+    let kept = source.checkpoint.tensors.iter();
+    let kept = kept.filter(|(name, _)| !is_scale(name));
+    let tensors = kept.map(|(name, entry)| {
         let stored = entry.encoding.plain().unwrap_or(Dtype::F32);
         let wanted = if dtype::is_float(stored) {
             dtype.unwrap_or(stored)
         } else {
             stored
         };
-        let expression = as_dtype(source, name, wanted)?;
+        let expression = match fp8.and_then(|fp8| fp8.expression(&source.name, name)) {
+            Some(scaled) => scaled,
+            None => as_dtype(source, name, wanted)?,
+        };
         let shape = entry.shape.clone();
         Ok(PlannedTensor::new(name, wanted, shape, expression))
     });
@@ -111,7 +129,7 @@ fn cast(source: &Source, dtype: Option<Dtype>) -> Result<Vec<PlannedTensor>> {
 
 /// Files beside the weights of a source that say what they are.
 pub(super) fn files_beside(folder: &Path) -> Vec<std::path::PathBuf> {
-    existing(folder, &["config.json", "model.safetensors.index.json"])
+    existing(folder, &["config.json", INDEX, PYTORCH_INDEX])
 }
 
 /// What the card of a converted model tells of.
@@ -223,7 +241,9 @@ fn rounds(expression: &Expression, wanted: Dtype, source: &Source) -> bool {
             });
             narrower
         }
-        Expression::Dequantise { .. } => true,
+        Expression::Dequantise { .. }
+        | Expression::Adapted { .. }
+        | Expression::BlockScaled { .. } => true,
         other => {
             let parts = other.parts();
             parts.iter().any(|part| rounds(part, wanted, source))

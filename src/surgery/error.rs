@@ -58,6 +58,12 @@ pub enum SurgeryError {
         /// What must not be named twice, with “each”.
         expected: &'static str,
     },
+    /// Links to the files of a seed with adapters, which no file holds.
+    #[error("{}: --link makes links to files, but the seed has adapters", path.display())]
+    LinkedSum {
+        /// The seed.
+        path: PathBuf,
+    },
     /// An expert that the mixture does not have.
     #[error("{argument}: there is no expert `{name}`")]
     UnknownExpert {
@@ -286,6 +292,7 @@ impl SurgeryError {
             Self::SameExpertName { .. } => "name the own expert of each mixture: NAME=DIR",
             Self::SeveralExperts { .. } => "name one by its number",
             Self::RandomSharedExpert { .. } => "name an expert that has a model, or `seed`",
+            Self::LinkedSum { .. } => "leave out --link",
             Self::NoLayer { .. } => "layers are counted from 0",
             Self::TwoRowFiles => "put the rows of both into one safetensors file",
             Self::NotOrthogonal { .. } | Self::ZeroNewRows => "pass --router normal",
@@ -315,6 +322,7 @@ impl SurgeryError {
         match self {
             Self::NoRouterRows { path, tensor } => ErrorPlace::of(path).with_tensor(tensor),
             Self::SeveralExperts { path, .. }
+            | Self::LinkedSum { path }
             | Self::RouterFileClosed { path }
             | Self::PromptsOnly { path }
             | Self::NoExpertLeft { path, .. }

@@ -116,7 +116,7 @@ impl TensorBytes for Evaluator<'_> {
 /// Whether it is a part of a source as it is, so that another dtype would have to be said.
 fn keeps_dtype(expression: &Expression) -> bool {
     match expression {
-        Expression::Copy { .. } => true,
+        Expression::Copy { .. } | Expression::Adapted { .. } => true,
         Expression::Slice { .. }
         | Expression::Concat { .. }
         | Expression::Stack { .. }

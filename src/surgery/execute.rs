@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::evaluate::Evaluator;
 use super::plan::{Plan, Source};
 use super::plan_error::PlanError;
+use crate::checkpoint::adapter::ADAPTER_CONFIG;
 use crate::checkpoint::folder::companion_name;
 use crate::checkpoint::hash::{FileHash, sha256, sha256_source};
 use crate::checkpoint::manifest::{
@@ -16,7 +17,7 @@ use crate::checkpoint::manifest::{
 use crate::checkpoint::output::{OutputFolder, check_free_space, check_target};
 use crate::checkpoint::source_file::{SourceFile, Stamp, stamp_of};
 use crate::checkpoint::writer::{WriteOptions, write_weights};
-use crate::checkpoint::{known_hashes, outline};
+use crate::checkpoint::{Checkpoint, adapter_name, known_hashes, outline, views};
 use crate::{Result, threads};
 
 /// A file beside the weights of an output.
@@ -100,15 +101,19 @@ pub fn work_length(plan: &Plan) -> u64 {
 fn weight_files(plan: &Plan) -> impl Iterator<Item = &SourceFile> {
     plan.sources
         .iter()
-        .flat_map(|source| &source.checkpoint.files)
+        .flat_map(|source| source.checkpoint.all_files())
 }
 
 /// Every path that a plan reads.
-fn source_paths(plan: &Plan) -> Vec<&Path> {
+fn source_paths(plan: &Plan) -> Vec<PathBuf> {
     plan.sources
         .iter()
-        .map(|source| source.checkpoint.path.as_path())
+        .flat_map(|source| views::places(&source.checkpoint.path))
         .collect()
+}
+
+fn borrowed(paths: &[PathBuf]) -> Vec<&Path> {
+    paths.iter().map(PathBuf::as_path).collect()
 }
 
 /// Refuses a plan whose shapes, dtypes or sources do not fit together; reads no data.
@@ -118,7 +123,7 @@ pub fn check_plan(plan: &Plan) -> Result<()> {
 
 /// Refuses a target that cannot be written now: it exists, overlaps a source, or the disk is too full.
 pub fn check_place(plan: &Plan, folder: &Path, force: bool) -> Result<()> {
-    check_target(folder, force, &source_paths(plan))?;
+    check_target(folder, force, &borrowed(&source_paths(plan)))?;
     check_free_space(folder, plan.data_length() + ROOM_FOR_SMALL_FILES)
 }
 
@@ -130,7 +135,7 @@ pub fn execute(plan: &Plan, files: &[OutputFile], target: &Target) -> Result<Man
     check_place(plan, target.folder, target.force)?;
     let evaluator =
         Evaluator::new(&plan.tensors, &plan.sources)?.carrying_non_finite(plan.carries_non_finite);
-    let folder = OutputFolder::begin(target.folder, target.force, &source_paths(plan))?;
+    let folder = OutputFolder::begin(target.folder, target.force, &borrowed(&source_paths(plan)))?;
     let options = WriteOptions {
         max_shard_size: target.max_shard_size,
         memory: target.memory,
@@ -165,9 +170,9 @@ pub fn execute(plan: &Plan, files: &[OutputFile], target: &Target) -> Result<Man
     for source in &plan.sources {
         let weights = hashes
             .by_ref()
-            .take(source.checkpoint.files.len())
+            .take(source.checkpoint.all_files().count())
             .collect();
-        sources.push(record_source(source, weights, target.folder)?);
+        sources.extend(record_source(source, weights, target.folder)?);
     }
     unknown
         .iter()
@@ -228,23 +233,15 @@ pub fn finish(
     Ok(manifest)
 }
 
-/// The manifest's record of a source, given the hashes of its weight files.
-pub fn record_source(source: &Source, weights: Vec<String>, output: &Path) -> Result<SourceRecord> {
-    let root = &source.checkpoint.path;
-    let name_of = |path: &Path| {
-        path.file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned()
-    };
-    let mut files = Vec::new();
-    for (file, sha256) in source.checkpoint.files.iter().zip(weights) {
-        files.push(FileHash {
-            path: name_of(file.path()),
-            size: file.len(),
-            sha256,
-        });
-    }
+/// The manifest's records of a source and its adapters, given the hashes of their weight files.
+pub fn record_source(
+    source: &Source,
+    weights: Vec<String>,
+    output: &Path,
+) -> Result<Vec<SourceRecord>> {
+    let root = &source.checkpoint.place();
+    let mut weights = weights.into_iter();
+    let mut files = hashes_of(&source.checkpoint, &mut weights);
     for path in &source.side_files {
         let (sha256, size) = crate::checkpoint::hash::sha256_file(path)?;
         files.push(FileHash {
@@ -259,7 +256,37 @@ pub fn record_source(source: &Source, weights: Vec<String>, output: &Path) -> Re
     if source.kept {
         record.path = name_of(root);
     }
-    Ok(record)
+    let mut records = vec![record];
+    for (number, adapter) in source.checkpoint.adapters().iter().enumerate() {
+        let mut files = hashes_of(adapter, &mut weights);
+        let config = adapter.path.join(ADAPTER_CONFIG);
+        let (sha256, size) = crate::checkpoint::hash::sha256_file(&config)?;
+        files.push(FileHash {
+            path: name_of(&config),
+            size,
+            sha256,
+        });
+        files.sort();
+        let name = adapter_name(&source.name, number);
+        records.push(SourceRecord::of(&name, &adapter.path, output, files)?);
+    }
+    Ok(records)
+}
+
+/// The weight files of a checkpoint with the next of `hashes`.
+fn hashes_of(checkpoint: &Checkpoint, hashes: &mut impl Iterator<Item = String>) -> Vec<FileHash> {
+    let files = checkpoint.files.iter().zip(hashes);
+    let files = files.map(|(file, sha256)| FileHash {
+        path: name_of(file.path()),
+        size: file.len(),
+        sha256,
+    });
+    files.collect()
+}
+
+fn name_of(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default();
+    name.to_string_lossy().into_owned()
 }
 
 /// Makes the outline of a plan's output in `folder`; its bytes, but for the manifest.
@@ -302,7 +329,7 @@ fn fingerprint(plan: &Plan, target: &Target) -> Result<String> {
         .sources
         .iter()
         .filter(|source| source.kept)
-        .flat_map(|source| &source.checkpoint.files);
+        .flat_map(|source| source.checkpoint.all_files());
     let work = Work {
         version: env!("CARGO_PKG_VERSION"),
         max_shard_size: target.max_shard_size,
@@ -313,8 +340,7 @@ fn fingerprint(plan: &Plan, target: &Target) -> Result<String> {
             .flat_map(|source| {
                 source
                     .checkpoint
-                    .files
-                    .iter()
+                    .all_files()
                     .map(|file| (source.name.as_str(), file.path(), file.stamp()))
             })
             .collect(),

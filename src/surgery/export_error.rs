@@ -11,6 +11,18 @@ use crate::family::Role;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ExportError {
+    /// Scales of FP8 weights whose blocks are of an unknown size.
+    #[error("{}: tensor `{tensor}`: has shape {found:?}, which are no scales of `{weight}`", path.display())]
+    Scales {
+        /// The file.
+        path: PathBuf,
+        /// The scales.
+        tensor: String,
+        /// Their shape.
+        found: Box<[u64]>,
+        /// The weight.
+        weight: String,
+    },
     /// A dtype of integers for weights.
     #[error("--dtype {dtype} is no floating-point dtype that can be written")]
     IntegerDtype {
@@ -147,6 +159,9 @@ impl ExportError {
             Self::ArrayDtype { stored, .. } if dtype::is_float(*stored) => {
                 "pass --dtype f32 or f16"
             }
+            Self::Scales { .. } => {
+                "`weight_block_size` of `quantization_config` in config.json says the size of a block"
+            }
             Self::InsideSource { .. } => "choose an output outside every source",
             Self::FileExists { .. } => "choose another file, or pass --force",
             Self::OtherFile { .. } => "choose another output, or remove it yourself",
@@ -169,6 +184,7 @@ impl ExportError {
             | Self::OtherFile { path, .. } => ErrorPlace::of(path),
             Self::ArrayDtype { path, tensor, .. }
             | Self::DifferentNorms { path, tensor, .. }
+            | Self::Scales { path, tensor, .. }
             | Self::ArrayName { path, tensor }
             | Self::ArrayExtents { path, tensor, .. } => ErrorPlace::of(path).with_tensor(tensor),
         }

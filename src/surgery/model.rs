@@ -8,7 +8,7 @@ use super::plan::Source;
 use crate::Result;
 use crate::checkpoint::dtype::{self, Dtype};
 use crate::checkpoint::expression::Expression;
-use crate::checkpoint::folder::Checkpoint;
+use crate::checkpoint::folder::{Checkpoint, INDEX, PYTORCH_INDEX};
 pub use crate::checkpoint::folder::{companions, existing};
 use crate::checkpoint::{Encoding, TensorEntry};
 use crate::family::{Architecture, Config, Role, TensorSpec, described};
@@ -43,10 +43,7 @@ impl Model {
         let mut side_files = vec![config.path.clone()];
         side_files.extend(existing(
             path,
-            &[
-                "model.safetensors.index.json",
-                crate::checkpoint::manifest::MANIFEST,
-            ],
+            &[INDEX, PYTORCH_INDEX, crate::checkpoint::manifest::MANIFEST],
         ));
         side_files.extend(companions(path)?);
         let source = Source {

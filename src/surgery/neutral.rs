@@ -27,9 +27,11 @@ fn is_zero(expression: &Expression, sources: &[&Source]) -> bool {
             .find(|known| known.name == *source)
             .and_then(|known| Some((&known.checkpoint, known.checkpoint.tensors.get(tensor)?)))
             .is_some_and(|(checkpoint, entry)| checkpoint.holds_zeros(entry)),
-        Expression::AddNoise { .. } | Expression::Redraw { .. } | Expression::Trained { .. } => {
-            false
-        }
+        Expression::AddNoise { .. }
+        | Expression::Redraw { .. }
+        | Expression::Adapted { .. }
+        | Expression::BlockScaled { .. }
+        | Expression::Trained { .. } => false,
         // All others are linear in their parts, or have none and are no zeros.
         other => {
             let parts = other.parts();

@@ -7,9 +7,10 @@ use super::moved::Moved;
 use super::places::Scratch;
 use super::plan_error::PlanError;
 use super::random::Draws;
+use super::scaled::BlockScaled;
 use crate::checkpoint::folder::Checkpoint;
 use crate::checkpoint::writer::TensorLayout;
-use crate::checkpoint::{Dtype, Encoding, TensorEntry, dtype};
+use crate::checkpoint::{AdaptedTensor, Dtype, Encoding, TensorEntry, dtype};
 use crate::{Error, Result};
 
 /// An expression with its sources looked up and its shapes checked.
@@ -19,6 +20,9 @@ pub(super) enum Node<'a> {
         entry: &'a TensorEntry,
         tensor: &'a str,
     },
+    /// A tensor of a source with adapters, rounded to the dtype that it is stored in.
+    Adapted(Box<AdaptedTensor<'a>>),
+    BlockScaled(BlockScaled<'a>),
     Sum {
         parts: Vec<Node<'a>>,
         weights: Option<&'a [f64]>,
@@ -67,6 +71,7 @@ impl<'a> Node<'a> {
     pub(super) fn moves_bytes(&self, dtype: Dtype) -> bool {
         match self {
             Self::Read { entry, .. } => entry.encoding == Encoding::Plain(dtype),
+            Self::Adapted(adapted) => adapted.dtype() == dtype,
             Self::Moved(moved) => moved.parts.iter().all(|part| part.moves_bytes(dtype)),
             _ => false,
         }
@@ -86,6 +91,9 @@ impl<'a> Node<'a> {
                 checkpoint, entry, ..
             } if entry.encoding == Encoding::Plain(dtype) => {
                 checkpoint.read_bytes(entry, first * size as u64, out)
+            }
+            Self::Adapted(adapted) if adapted.dtype() == dtype => {
+                adapted.bytes(first * size as u64, out)
             }
             Self::Moved(moved) if self.moves_bytes(dtype) => {
                 moved.fill(first, out, size, scratch, |part, first, out, scratch| {
@@ -115,6 +123,8 @@ impl<'a> Node<'a> {
                 scratch.raw = raw;
                 done
             }
+            Self::Adapted(adapted) => adapted.values(first, out),
+            Self::BlockScaled(scaled) => scaled.values(first, out, scratch),
             Self::Sum {
                 parts,
                 weights,
@@ -214,6 +224,15 @@ impl<'a> Node<'a> {
                     }
                     .into());
                 }
+                Self::Adapted(adapted) => {
+                    return Ok(PlanError::NotFiniteElement {
+                        path: adapted.path(),
+                        tensor: adapted.name().to_owned(),
+                        element,
+                        value: value[0],
+                    }
+                    .into());
+                }
                 Self::Sum { parts, .. } => {
                     for part in parts {
                         if part.is_not_finite(element, scratch)? {
@@ -225,7 +244,8 @@ impl<'a> Node<'a> {
                     let (part, element) = moved.origin(element, scratch);
                     return part.blame(element, layout, scratch);
                 }
-                Self::Scaled { of, .. }
+                Self::BlockScaled(BlockScaled { of, .. })
+                | Self::Scaled { of, .. }
                 | Self::Noisy(Noisy { of, .. })
                 | Self::Redrawn(Redrawn { of, .. })
                     if of.is_not_finite(element, scratch)? =>

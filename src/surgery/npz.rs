@@ -62,7 +62,7 @@ pub fn plan(path: &Path, dtype: Option<Dtype>) -> Result<Export> {
 /// Makes a tensor that would be bfloat16 float32.
 fn widen(tensor: &mut PlannedTensor) {
     tensor.layout.dtype = Dtype::F32;
-    if let Expression::Copy { .. } = tensor.expression {
+    if let Expression::Copy { .. } | Expression::Adapted { .. } = tensor.expression {
         tensor.expression = Expression::Cast {
             of: Box::new(tensor.expression.clone()),
         };

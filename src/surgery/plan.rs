@@ -139,6 +139,20 @@ pub fn source<'a>(sources: &'a [Source], name: &str) -> Result<&'a Source> {
         })
 }
 
+/// The weights of the source called `name`, or of an adapter of one: `code+1` is the first adapter of `code`.
+pub fn weights<'a>(sources: &'a [Source], name: &str) -> Result<&'a Checkpoint> {
+    let of_adapter = || {
+        let (owner, _) = name.rsplit_once('+')?;
+        let owner = sources.iter().find(|source| source.name == owner)?;
+        owner.checkpoint.adapter(&name[owner.name.len()..])
+    };
+    let own = sources.iter().find(|source| source.name == name);
+    match own.map(|source| &source.checkpoint).or_else(of_adapter) {
+        Some(found) => Ok(found),
+        None => source(sources, name).map(|source| &source.checkpoint),
+    }
+}
+
 /// The expression that brings a source tensor to `dtype`: its bytes where it has that dtype already.
 pub fn as_dtype(source: &Source, tensor: &str, dtype: dtype::Dtype) -> Result<Expression> {
     let leaf = source.copy(tensor);

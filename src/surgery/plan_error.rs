@@ -234,6 +234,12 @@ pub enum ExpressionRule {
         /// The blocks.
         blocks: u64,
     },
+    /// Blocks of a size of which there are no scales.
+    #[error("there is not one scale for each block of {}×{}", block[0], block[1])]
+    Blocks {
+        /// Rows and columns of a block.
+        block: [u64; 2],
+    },
     /// A concatenation without parts.
     #[error("a concatenation of nothing")]
     EmptyConcatenation,

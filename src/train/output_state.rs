@@ -6,6 +6,7 @@ use super::extend::{has_checkpoint, is_shorter, with_plans};
 use super::resume::{SameRun, check_files, different_file};
 use super::run_error::RunError;
 use super::settings::differences;
+use crate::checkpoint::hash::FileHash;
 use crate::checkpoint::manifest::Manifest;
 use crate::checkpoint::output::beside;
 use crate::{Error, Result};
@@ -36,8 +37,9 @@ impl OutputState {
         let Some(manifest) = manifest else {
             return Ok(Self::Other);
         };
-        let parent = manifest.sources.first().map(|source| &source.files);
-        let is_ours = parent.is_some_and(|files| different_file(files, run.parent).is_none());
+        let parent = manifest.sources.iter().flat_map(|source| &source.files);
+        let parent: Vec<FileHash> = parent.cloned().collect();
+        let is_ours = different_file(&parent, run.parent).is_none();
         if manifest.lineage.is_none() || !is_ours {
             return Ok(Self::Other);
         }

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::error::TrainError;
-use crate::checkpoint::Checkpoint;
 use crate::checkpoint::folder::{companion_name, companions, existing};
 use crate::checkpoint::hash::{FileHash, sha256_file};
 use crate::checkpoint::manifest::{Manifest, SourceRecord, TensorRecord};
+use crate::checkpoint::{Checkpoint, views};
 use crate::family::{Architecture, Config, drop_leftover};
 use crate::{Error, Result};
 
@@ -31,6 +31,10 @@ pub(super) fn parent_files(
     architecture: &Architecture,
 ) -> Result<Vec<FileHash>> {
     match origin {
+        Some(origin) if views::of(origin).is_some() => {
+            let converted = Converted::of(folder, Some(origin))?;
+            Ok(converted.map_or_else(Vec::new, |converted| converted.files))
+        }
         Some(origin) => Ok(vec![hash_of(origin)?]),
         None => hashed(&opened(folder, architecture)?, folder),
     }
@@ -96,10 +100,14 @@ impl PlainConfig {
     }
 }
 
-/// How the checkpoint that training begins with follows from the file that it was converted from.
+/// How the checkpoint that training begins with follows from the file that it was converted from, or from a base with
+/// adapters.
 pub(super) struct Converted {
     pub(super) origin: PathBuf,
-    pub(super) source: SourceRecord,
+    /// What it was converted from, as its manifest has it.
+    sources: Vec<SourceRecord>,
+    /// The files of these.
+    pub(super) files: Vec<FileHash>,
     pub(super) tensors: BTreeMap<String, TensorRecord>,
 }
 
@@ -109,12 +117,24 @@ impl Converted {
         let (Some(origin), Some(manifest)) = (origin, Manifest::read(folder)?) else {
             return Ok(None);
         };
-        let tensors = manifest.tensors;
-        let source = manifest.sources.into_iter().next();
-        Ok(source.map(|source| Self {
+        let sources = manifest.sources;
+        let files = sources.iter().flat_map(|source| source.files.clone());
+        Ok(Some(Self {
             origin: origin.to_path_buf(),
-            source,
-            tensors,
+            files: files.collect(),
+            sources,
+            tensors: manifest.tensors,
         }))
+    }
+
+    /// The records of what it was converted from, for the manifest of `output`.
+    pub(super) fn records(&self, output: &Path) -> Result<Vec<SourceRecord>> {
+        let places = views::places(&self.origin);
+        let records = self.sources.iter().zip(&places);
+        records
+            .map(|(source, place)| {
+                SourceRecord::of(&source.name, place, output, source.files.clone())
+            })
+            .collect()
     }
 }

@@ -135,7 +135,7 @@ impl Saver {
     /// Files of the checkpoint that training began with, or of the file that it was converted from.
     pub(super) fn parent_files(&self) -> &[FileHash] {
         match &self.converted {
-            Some(converted) => &converted.source.files,
+            Some(converted) => &converted.files,
             None => &self.files,
         }
     }
@@ -316,11 +316,12 @@ impl Saver {
         files: Vec<FileHash>,
         unhashed_files: Vec<String>,
     ) -> Result<Manifest> {
-        let source = match &self.converted {
-            Some(Converted { origin, source, .. }) => {
-                SourceRecord::of(&source.name, origin, target, source.files.clone())?
+        let sources = match &self.converted {
+            Some(converted) => converted.records(target)?,
+            None => {
+                let files = self.files.clone();
+                vec![SourceRecord::of(PARENT, &self.parent.path, target, files)?]
             }
-            None => SourceRecord::of(PARENT, &self.parent.path, target, self.files.clone())?,
         };
         let fused = self.parent.fused();
         let tensors = layouts.iter().map(|layout| {
@@ -345,7 +346,7 @@ impl Saver {
             tool: Tool::this(),
             method: "train".to_owned(),
             settings: self.settings.clone(),
-            sources: vec![source],
+            sources,
             lineage: Some(Lineage {
                 // The folder that was converted for this run is nowhere to be found later.
                 parent_manifest: self.manifest.clone().filter(|_| self.converted.is_none()),

@@ -10,7 +10,7 @@ use super::expert_pairs::ExpertPair;
 use super::pairs::{Group, Pair, Side};
 use super::sides::Sides;
 use crate::Result;
-use crate::checkpoint::TensorEntry;
+use crate::checkpoint::{TensorEntry, views};
 use crate::family::Role;
 
 /// Means to compare with.
@@ -165,8 +165,8 @@ pub fn diff(a: &Path, b: &Path, options: &DiffOptions) -> Result<Diff> {
     left.checkpoint.check_unchanged()?;
     right.checkpoint.check_unchanged()?;
     Ok(Diff {
-        a: left.checkpoint.path,
-        b: right.checkpoint.path,
+        a: views::shown(&left.checkpoint.path),
+        b: views::shown(&right.checkpoint.path),
         mixture,
         experts,
         equal,

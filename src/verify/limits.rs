@@ -30,7 +30,12 @@ pub(super) fn too_much(expression: &Expression, shape: &[u64]) -> Option<String>
 
 /// How many of an expression's parts, itself among them, match.
 fn count(expression: &Expression, matches: &dyn Fn(&Expression) -> bool) -> usize {
-    usize::from(matches(expression))
+    // Each step of an adapter reads the tensor's values once more.
+    let steps = match expression {
+        Expression::Adapted { steps, .. } => steps.len(),
+        _ => 0,
+    };
+    usize::from(matches(expression)) * (1 + steps)
         + expression
             .parts()
             .iter()

@@ -13,7 +13,7 @@ use crate::Result;
 use crate::checkpoint::expression::Expression;
 use crate::checkpoint::folder::Checkpoint;
 use crate::checkpoint::manifest::{MANIFEST, Manifest};
-use crate::checkpoint::{Dtype, dtype};
+use crate::checkpoint::{Dtype, dtype, views};
 use crate::surgery::evaluate::{Evaluator, Scratch};
 use crate::surgery::plan::{PlannedTensor, Source};
 use crate::table;
@@ -45,6 +45,8 @@ pub(super) fn check(
         check.done("nothing");
         return Ok(());
     };
+    // A base with adapters is several sources.
+    let given: Vec<Option<PathBuf>> = given.iter().flat_map(apart).collect();
     if given.len() > manifest.sources.len() {
         let names = manifest.sources.iter().map(|source| source.name.clone());
         return Err(VerifyError::ManyFolders {
@@ -53,11 +55,19 @@ pub(super) fn check(
         }
         .into());
     }
-    let sources = open_sources(report, subject.path, manifest, given, options)?;
+    let sources = open_sources(report, subject.path, manifest, &given, options)?;
     replay(report, manifest, checkpoint, &sources, options)?;
     sources
         .iter()
         .try_for_each(|source| source.checkpoint.check_unchanged())
+}
+
+/// A folder, or the base and the adapters of a view.
+fn apart(given: &Option<PathBuf>) -> Vec<Option<PathBuf>> {
+    match given {
+        None => vec![None],
+        Some(path) => views::places(path).into_iter().map(Some).collect(),
+    }
 }
 
 /// The first place where an output differs from its expression.

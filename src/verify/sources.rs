@@ -8,6 +8,7 @@ use super::manifest::{Outcome, compare_files, outcomes};
 use super::report::{FindingPlace, Running, ValidationReport};
 use super::subject::ValidateOptions;
 use crate::Result;
+use crate::checkpoint::adapter::is_adapter;
 use crate::checkpoint::folder::Checkpoint;
 use crate::checkpoint::hash::FileHash;
 use crate::checkpoint::manifest::{MANIFEST, Manifest, SourceRecord};
@@ -102,6 +103,9 @@ pub(super) fn open_sources(
 
 /// Opens a source. A plan may read the one matrix of a tied model under either of its names.
 fn open_source(path: &Path) -> Result<Checkpoint> {
+    if is_adapter(path) {
+        return Checkpoint::open_adapter(path);
+    }
     let checkpoint = Checkpoint::open(path)?;
     // A source may have no configuration that is understood, as plans that only copy need none.
     let known = checkpoint

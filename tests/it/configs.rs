@@ -459,7 +459,7 @@ fn what_mergekit_does_and_ours_does_not_is_refused_by_name() {
         ),
         (
             expert("source_model: fixtures/llama/code+adapter"),
-            &["settings.yaml:6:", "the adapter `adapter`", "merge"],
+            &["settings.yaml:6:", "no folder `adapter`"],
         ),
         (
             expert("source_model: ./mistral"),
@@ -803,7 +803,7 @@ fn other_merges_are_refused_by_name() {
         ),
         (
             linear.replace("llama/code", "llama/code+lora"),
-            &["settings.yaml:3:", "the adapter `lora`"],
+            &["settings.yaml:3:", "no folder `lora`"],
         ),
     ];
     for (text, parts) in cases {

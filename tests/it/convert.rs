@@ -543,3 +543,56 @@ fn a_gguf_inside_a_folder_and_twice_the_same() {
         32
     );
 }
+
+// ---------------------------------------------------------------- FP8 with scales
+
+#[test]
+fn fp8_weights_become_plain_numbers_where_a_dtype_is_named() {
+    for kind in ["block", "tensor", "channel", "compressed"] {
+        let work = TempDir::new().unwrap();
+        let out = work.path().join("out");
+        let path = fixture("fp8").join(kind);
+        bam!("convert", path, out, "--dtype", "bf16").ok();
+        let golden = read_file(&fixture(format!("fp8/{kind}.safetensors")));
+        assert!(read_folder(&out) == golden, "{kind}");
+        let config = read_json(out.join("config.json"));
+        assert!(config.get("quantization_config").is_none(), "{kind}");
+        assert_eq!(config["torch_dtype"], "bfloat16", "{kind}");
+        bam!("validate", out, "--against", path).ok();
+
+        // Without a dtype, nothing is computed; 8 bits hold no product.
+        let copy = work.path().join("copy");
+        bam!("convert", path, copy).ok();
+        let stored = read_folder(&path);
+        assert!(read_folder(&copy) == stored, "{kind}");
+        let narrow = work.path().join("narrow");
+        bam!("convert", path, narrow, "--dtype", "f8_e5m2").refused(2, &["layer.weight"]);
+    }
+}
+
+#[test]
+fn scales_that_fit_no_block_are_refused() {
+    let work = TempDir::new().unwrap();
+    let refused = |name: &str, edit: &dyn Fn(&mut Value)| {
+        let path = copy_folder(&fixture("fp8/block"), &work.path().join(name));
+        edit_json(&path.join("config.json"), |config| edit(config));
+        let out = work.path().join("out");
+        bam!("convert", path, out, "--dtype", "bf16").refused(
+            2,
+            &["`layer.weight_scale_inv`", "[2, 2]", "weight_block_size"],
+        );
+        assert!(!out.exists());
+    };
+    refused("unsaid", &|config| {
+        config["quantization_config"] = json!({"quant_method": "fp8"});
+    });
+    for (name, size) in [
+        ("small", json!([64, 64])),
+        ("none", json!([0, 128])),
+        ("odd", json!([128])),
+    ] {
+        refused(name, &|config| {
+            config["quantization_config"]["weight_block_size"] = size.clone()
+        });
+    }
+}

@@ -98,6 +98,7 @@ fn every_entry_of_the_index() {
         let of_weights = entry.name.starts_with("st-")
             || entry.name.starts_with("index-")
             || entry.name.starts_with("npz-")
+            || entry.name.starts_with("pt-")
             || entry.name.starts_with("weights-");
         let of_words = entry.name.starts_with("gguf-to") || entry.name.starts_with("gguf-merge");
         // What is of an architecture that is not read can be shown.

@@ -6,7 +6,9 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use crate::common::{Run, Tensor, Tensors, contents, finish, fixture, listing, sha256, write_file};
+use crate::common::{
+    Run, Tensor, Tensors, contents, finish, fixture, listing, read_json, sha256, write_file,
+};
 use hub_server::{Fault, FaultKind, Keep, Listener, Options, Role, Server, Transfers};
 use safetensors::Dtype;
 use tempfile::TempDir;
@@ -210,15 +212,15 @@ fn only_what_a_checkpoint_needs_is_pulled_unless_patterns_say_otherwise() {
     world
         .run(&["pull", "org/seed", "--include", "tokeniser.json"])
         .refused(2, &["no file matches", "`tokenizer.json`"]);
-    // Neither pickles nor a choice between models is made for the user.
+    // Neither other pickles nor a choice between models is made for the user.
     world.server.put(
         "org/pickle",
         "main",
-        &[("config.json", b"{}"), ("pytorch_model.bin", b"pickle")],
+        &[("config.json", b"{}"), ("consolidated.pth", b"pickle")],
     );
     world
         .run(&["pull", "org/pickle"])
-        .refused(2, &["pytorch_model.bin, a pickle", "--include"]);
+        .refused(2, &["consolidated.pth, a pickle", "--include"]);
     world.server.put(
         "org/gguf",
         "main",
@@ -1254,4 +1256,46 @@ fn shards_that_the_index_does_not_list_are_not_pulled() {
         .run(&["pull", "org/sharded", "all", "--include", "*.safetensors"])
         .ok();
     assert!(world.path("all").join(stale[0]).exists());
+}
+
+#[test]
+fn a_base_and_an_adapter_are_added_from_the_hub() {
+    let world = World::new();
+    let adapter = contents(&fixture("adapters/patterns"));
+    let files: Vec<(&str, &[u8])> = adapter
+        .iter()
+        .map(|(name, bytes)| (name.as_str(), &bytes[..]))
+        .collect();
+    let commit = world.server.put("org/lora", "main", &files);
+    let both = "hf://org/seed+hf://org/lora";
+    world.run(&["convert", both, "sum"]).ok();
+    let local = format!(
+        "{}+{}",
+        fixture("llama/seed").display(),
+        fixture("adapters/patterns").display()
+    );
+    world.run(&["convert", &local, "local"]).ok();
+    world.run(&["diff", "sum", "local"]).ok();
+    let manifest = read_json(world.path("sum/bam-manifest.json"));
+    let source = &manifest["sources"][1];
+    assert_eq!(source["path"], format!("hf://org/lora@{commit}"));
+    world.run(&["validate", "sum", "--against"]).ok();
+    // Headers are enough to look, but not for the configuration of an adapter.
+    world.run(&["inspect", both]).ok();
+    world.run(&["diff", both, "sum"]).ok();
+}
+
+#[test]
+fn files_of_pytorch_are_pulled_where_there_are_no_safetensors() {
+    let world = World::new();
+    let sharded = contents(&fixture("pytorch/sharded"));
+    let files: Vec<(&str, &[u8])> = sharded
+        .iter()
+        .map(|(name, bytes)| (name.as_str(), &bytes[..]))
+        .collect();
+    world.server.put("org/old", "main", &files);
+    world.run(&["inspect", "hf://org/old"]).ok();
+    world.run(&["diff", "hf://org/old", "hf://org/seed"]).ok();
+    world.run(&["pull", "org/old", "old"]).ok();
+    world.run(&["diff", "old", "hf://org/seed"]).ok();
 }

@@ -11,6 +11,7 @@
 )]
 #![allow(clippy::type_complexity)]
 
+mod adapters;
 mod beside;
 mod bounds;
 mod cards;
@@ -59,6 +60,7 @@ mod prompts;
 mod properties;
 mod prune;
 mod push;
+mod pytorch;
 mod query_scale;
 mod quickstart;
 mod ranges;

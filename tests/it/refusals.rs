@@ -688,7 +688,7 @@ fn missing_and_wrong_paths() {
     std::fs::remove_file(bench.path("code/model.safetensors")).unwrap();
     bench.refused(bench.upcycle(&[]), 2, &["code", "model.safetensors"]);
     std::fs::write(bench.path("code/pytorch_model.bin"), "pickle").unwrap();
-    bench.refused(bench.upcycle(&[]), 2, &["code", "pickle"]);
+    bench.refused(bench.upcycle(&[]), 2, &["code/pytorch_model.bin"]);
 }
 
 // ---------------------------------------------------------------- requests

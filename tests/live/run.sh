@@ -24,7 +24,7 @@ environment() { # folder, an environment that is there or nothing, packages
   "$folder/bin/pip" install --quiet torch safetensors gguf numpy ml_dtypes sentencepiece protobuf cryptography jsonschema accelerate "$@"
   touch "$folder/.ready"
 }
-environment v5 "$V5" 'transformers>=5'
+environment v5 "$V5" 'transformers>=5' 'peft>=0.19'
 environment v4 "$V4" 'transformers==4.57.1'
 environment mk "$MK" 'mergekit==0.1.5'
 environment lc "$LC" 'transformers>=5' xllamacpp
@@ -120,6 +120,10 @@ say 'GGUF files in llama.cpp: the same greedy tokens'
 lc/bin/python "$here/llamacpp.py" --binary "$bam" --tokens 24 --sentencepiece mixtral "$root/fixtures/llama/seed" seed
 lc/bin/python "$here/llamacpp_bam.py" --binary "$bam"
 lc/bin/python "$here/gguf_families.py" --binary "$bam" --fixtures "$root/fixtures"
+
+say 'LoRA adapters as PEFT merges them, files of torch.save as torch reads them'
+v5/bin/python "$here/adapters.py" --binary "$bam" --fixtures "$root/fixtures"
+v5/bin/python "$here/pickles.py" --binary "$bam" seed mixtral
 
 say 'archives as numpy reads them'
 v5/bin/python "$here/npz.py" --binary "$bam" seed smollm2.gguf mixtral "$root"/fixtures/mixtures/qwen2_moe

@@ -16,8 +16,8 @@ impl WeightFormat for GgufFile {
         "GGUF file"
     }
 
-    fn folder_suffix(&self) -> Option<&'static str> {
-        Some(".gguf")
+    fn is_in_folder(&self, name: &str) -> bool {
+        name.ends_with(".gguf")
     }
 
     fn recognises(&self, head: &[u8]) -> bool {

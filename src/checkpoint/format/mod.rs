@@ -6,6 +6,7 @@
 
 mod gguf;
 mod npz;
+mod pytorch;
 mod safetensors;
 mod zip_directory;
 
@@ -20,9 +21,10 @@ use crate::checkpoint::ForeignError;
 use crate::{Error, Result};
 
 /// Every format; safetensors comes last, because its files begin with no magic number.
-static FORMATS: [&dyn WeightFormat; 3] = [
+static FORMATS: [&dyn WeightFormat; 4] = [
     &gguf::GgufFile,
     &npz::NumpyArchive,
+    &pytorch::PytorchFile,
     &safetensors::SafetensorsFile,
 ];
 
@@ -31,10 +33,9 @@ pub(crate) trait WeightFormat: Debug + Sync {
     /// What messages call a file of this format, without an article.
     fn name(&self) -> &'static str;
 
-    /// The end of the names by which a checkpoint folder's weight files are found; `None` where only a file that is named
-    /// itself is read.
-    fn folder_suffix(&self) -> Option<&'static str> {
-        None
+    /// Whether a checkpoint folder's weight files may have this name; none where only a file that is named itself is read.
+    fn is_in_folder(&self, _name: &str) -> bool {
+        false
     }
 
     /// Whether a file that begins with `head` is of this format. Safetensors is never asked: every other file may be one.
@@ -121,10 +122,12 @@ pub(super) fn read(
 
 /// Whether a file of a checkpoint folder holds weights, by its name.
 pub fn is_weight_file(name: &str) -> bool {
-    FORMATS
-        .iter()
-        .filter_map(|format| format.folder_suffix())
-        .any(|suffix| name.ends_with(suffix))
+    FORMATS.iter().any(|format| format.is_in_folder(name))
+}
+
+/// Whether a file of a checkpoint folder holds weights as PyTorch saves them, by its name.
+pub fn is_pytorch_file(name: &str) -> bool {
+    pytorch::PytorchFile.is_in_folder(name)
 }
 
 /// As many first bytes as say what a file is.

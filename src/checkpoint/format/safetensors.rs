@@ -14,8 +14,8 @@ impl WeightFormat for SafetensorsFile {
         "safetensors file"
     }
 
-    fn folder_suffix(&self) -> Option<&'static str> {
-        Some(".safetensors")
+    fn is_in_folder(&self, name: &str) -> bool {
+        name.ends_with(".safetensors")
     }
 
     fn recognises(&self, head: &[u8]) -> bool {

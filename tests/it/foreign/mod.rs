@@ -159,13 +159,13 @@ const PAGE: &[u8] =
 
 #[test]
 fn folders_of_other_programs() {
-    let cases: [(&[(&str, &[u8])], &[&str]); 14] = [
+    let cases: [(&[(&str, &[u8])], &[&str]); 12] = [
         (
             &[
                 ("adapter_config.json", b"{\"r\": 8}"),
                 ("adapter_model.safetensors", b""),
             ],
-            &["LoRA adapter", "merge_and_unload"],
+            &["LoRA adapter", "BASE+ADAPTER"],
         ),
         (
             &[(".metadata", b"\x80\x02"), ("__0_0.distcp", b"PK")],
@@ -180,17 +180,9 @@ fn folders_of_other_programs() {
             &["MLX", "mlx_lm.convert"],
         ),
         (
-            &[("pytorch_model.bin", b"PK")],
-            &["PyTorch weights", "`pytorch_model.bin`", "save_pretrained"],
+            &[("model.pt", b"PK")],
+            &["PyTorch weights", "`model.pt`", "convert FILE DIR"],
         ),
-        (
-            &[
-                ("pytorch_model-00001-of-00002.bin", b"PK"),
-                ("pytorch_model.bin.index.json", b"{}"),
-            ],
-            &["PyTorch weights", "save_pretrained"],
-        ),
-        (&[("model.pt", b"PK")], &["PyTorch weights", "pickle"]),
         (
             &[("tf_model.h5", b"\x89HDF")],
             &["TensorFlow weights", "from_tf=True"],
@@ -276,7 +268,7 @@ fn folders_of_a_hub_cache_above_the_commit() {
 #[test]
 fn a_configuration_whose_weights_are_of_another_kind() {
     for (name, part) in [
-        ("pytorch_model.bin", "PyTorch weights"),
+        ("model.pth", "PyTorch weights"),
         ("tf_model.h5", "TensorFlow weights"),
         ("model.onnx", "ONNX"),
         ("adapter_model.safetensors", "LoRA adapter"),
@@ -343,11 +335,11 @@ fn weights_that_are_something_else() {
             &["model.safetensors", "\"Invalid username or password.\""],
         ),
         (
-            b"PK\x03\x04\x00\x00\x08\x08archive/data.pkl",
-            &["model.safetensors", "PyTorch file"],
+            b"PK\x03\x04\x00\x00\x08\x08archive/file.txt",
+            &["model.safetensors", "zip archive"],
         ),
         (
-            b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.",
+            b"\x80\x04\x95\x0b\x00\x00\x00\x00\x00\x00\x00}.",
             &["model.safetensors", "pickle"],
         ),
         (b"\x89HDF\r\n\x1a\n\x00\x00", &["model.safetensors", "HDF5"]),
