@@ -27,7 +27,7 @@ fn vllm(architecture: &Architecture) -> String {
     } else {
         ""
     };
-    format!("\n{VLLM}. --trust-remote-code`{plugin}.\n")
+    format!("\n{VLLM}. --trust-remote-code --enforce-eager`{plugin}.\n")
 }
 
 /// What comes before the commands of another engine.
