@@ -14,6 +14,7 @@ use crate::checkpoint::{
 use crate::data::{DataError, TokenError};
 use crate::evaluate::EvaluateError;
 use crate::family::{ConfigError, FamilyError, FormatError, GgufModelError};
+use crate::gpu::{self, GpuMemory};
 #[cfg(feature = "hub")]
 use crate::hub::HubError;
 use crate::mergekit::MergekitError;
@@ -34,7 +35,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What went wrong, named by the place where a user would look for it.
 ///
-/// [`Error::Io`], [`Error::Compute`], [`InputError::Memory`] and some kinds of `Error::Hub` mean that the machine or the
+/// [`Error::Io`], [`Error::Compute`], [`Error::GpuMemory`], [`InputError::Memory`] and some kinds of `Error::Hub` mean that the machine or the
 /// network failed (exit code 3); so does a run that a signal stopped. All others mean that the request or an input is bad (exit code 2). So does an [`Error::Io`] about a path that
 /// leads nowhere.
 #[derive(Debug, thiserror::Error)]
@@ -52,7 +53,7 @@ pub enum Error {
         /// What to do next.
         hint: Option<String>,
     },
-    /// A computation with tensors failed: out of memory, or a device that does not work.
+    /// A computation with tensors failed: a device does not work.
     #[error("cannot {action}: {problem}")]
     Compute {
         /// What was to be computed, and of which model.
@@ -60,6 +61,19 @@ pub enum Error {
         /// What the tensor library said.
         problem: String,
         /// What to do next.
+        hint: Option<String>,
+    },
+    /// A computation needs more memory than a GPU has left.
+    #[error(
+        "cannot {action}: the GPU is out of memory{}",
+        memory.map(|memory| format!(", with {}", memory.text())).unwrap_or_default()
+    )]
+    GpuMemory {
+        /// What was to be computed, and of which model.
+        action: String,
+        /// The memory of the GPU, where its driver tells.
+        memory: Option<GpuMemory>,
+        /// What needs how much memory, and what lowers it.
         hint: Option<String>,
     },
     /// A file breaks a rule that several rooms check.
@@ -183,9 +197,18 @@ impl Error {
 
     /// A computation that failed; `action` completes “cannot …”.
     pub fn compute(action: impl Into<String>, problem: impl ToString) -> Self {
+        let (action, problem) = (action.into(), problem.to_string());
+        if gpu::is_out_of_memory(&problem) {
+            let memory = GpuMemory::current();
+            return Self::GpuMemory {
+                action,
+                memory,
+                hint: None,
+            };
+        }
         Self::Compute {
-            action: action.into(),
-            problem: problem.to_string(),
+            action,
+            problem,
             hint: None,
         }
     }
@@ -195,7 +218,9 @@ impl Error {
     pub fn with_hint(mut self, advice: impl Into<String>) -> Self {
         let advice = advice.into();
         match &mut self {
-            Self::Io { hint, .. } | Self::Compute { hint, .. } => *hint = Some(advice),
+            Self::Io { hint, .. } | Self::Compute { hint, .. } | Self::GpuMemory { hint, .. } => {
+                *hint = Some(advice);
+            }
             Self::Advised { hint, .. } => *hint = advice,
             _ => {
                 return Self::Advised {
@@ -232,6 +257,10 @@ impl Error {
             Self::Io { hint, .. } | Self::Compute { hint, .. } => {
                 hint.as_deref().map(Cow::Borrowed)
             }
+            Self::GpuMemory { hint, .. } => Some(hint.as_deref().map_or(
+                "free the GPU of other programs, or compute with less at a time".into(),
+                Cow::Borrowed,
+            )),
             Self::Advised { hint, .. } => Some(hint.as_str().into()),
             Self::Input(error) => error.hint(),
             #[cfg(feature = "hub")]
@@ -329,6 +358,7 @@ impl Error {
             Self::Io { source, .. } if is_wrong_input(source) => 2,
             Self::Io { .. }
             | Self::Compute { .. }
+            | Self::GpuMemory { .. }
             | Self::Input(InputError::Memory { .. })
             | Self::Run(RunError::Stopped { .. })
             | Self::Pipeline(PipelineError::Stopped) => 3,
@@ -395,6 +425,36 @@ impl InputError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_gpu_without_memory_is_an_error_of_its_own() {
+        let problem = "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")";
+        let error = Error::compute("take the gradients", problem);
+        assert!(matches!(error, Error::GpuMemory { .. }));
+        assert_eq!(error.exit_code(), 3);
+        assert_eq!(
+            error.to_string(),
+            "cannot take the gradients: the GPU is out of memory"
+        );
+        assert!(error.hint().unwrap().contains("less at a time"));
+        let memory = Some(GpuMemory {
+            total: 24_000_000_000,
+            free: 10_000_000,
+        });
+        let action = "take the gradients".to_owned();
+        let hint = None;
+        let known = Error::GpuMemory {
+            action,
+            memory,
+            hint,
+        };
+        assert_eq!(
+            known.to_string(),
+            "cannot take the gradients: the GPU is out of memory, with 10.0 MB of 24.0 GB free"
+        );
+        let advised = error.with_hint("pass a smaller --batch");
+        assert_eq!(advised.hint().unwrap(), "pass a smaller --batch");
+    }
 
     #[test]
     fn a_position_is_a_field_and_a_problem_has_no_place() {

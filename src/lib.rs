@@ -19,6 +19,7 @@ mod error_place;
 pub mod estimate;
 pub mod evaluate;
 pub mod family;
+pub mod gpu;
 mod heat_map;
 #[cfg(feature = "hub")]
 pub mod hub;

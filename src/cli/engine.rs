@@ -125,17 +125,20 @@ impl EngineFlags {
                 let wants_gpu = device != Some(DeviceName::Cpu);
                 let why = match &found {
                     Ok(found) if wants_gpu && !found.cuda.is_empty() => {
-                        printer.note(&format!(
-                            " note: --engine auto: torch {} trains, on {} x {}",
-                            found.torch,
-                            found.cuda.len(),
-                            found.cuda[0]
-                        ));
-                        return self.torch(DeviceName::Cuda, found, purpose, printer);
+                        let device = device.unwrap_or(DeviceName::Cuda(None));
+                        let gpus = chosen(device, &found.cuda);
+                        if let Some(gpu) = gpus.first() {
+                            printer.note(&format!(
+                                " note: --engine auto: torch {} trains, on {} x {gpu}",
+                                found.torch,
+                                gpus.len(),
+                            ));
+                        }
+                        return self.torch(device, found, purpose, printer);
                     }
                     // Our own trainer has one node: each node would start a run of its own into the same folder.
                     _ if self.has_nodes() => {
-                        let device = device.unwrap_or(DeviceName::Cuda);
+                        let device = device.unwrap_or(DeviceName::Cuda(None));
                         return self.torch(device, &found?, purpose, printer);
                     }
                     Ok(_) if !wants_gpu => "--device is cpu".to_owned(),
@@ -150,7 +153,7 @@ impl EngineFlags {
 
     /// The same without a look at the machine, for estimates.
     pub(super) fn placement(&self, device: Option<DeviceName>) -> Placement {
-        let gpu = device == Some(DeviceName::Cuda);
+        let gpu = device.is_some_and(DeviceName::is_gpu);
         let ranks = (self.engine == EngineName::Torch).then(|| {
             let nodes = SlurmJob::of_environment().map_or(1, |job| job.nodes);
             self.nproc_per_node.unwrap_or(1) * self.nnodes.unwrap_or(nodes)
@@ -202,23 +205,22 @@ impl EngineFlags {
         printer: &Printer,
     ) -> Result<EngineRequest> {
         let python = self.python();
-        let device = match device {
-            DeviceName::Cpu => TorchDevice::Cpu,
-            DeviceName::Cuda => TorchDevice::Cuda,
-        };
-        let gpus = found.cuda.len();
-        let usual = match device {
-            TorchDevice::Cpu => 1,
-            TorchDevice::Cuda => gpus.max(1) as u64,
-        };
+        let gpus = chosen(device, &found.cuda);
+        let usual = gpus.len().max(1) as u64;
         let processes = self.nproc_per_node.unwrap_or(usual);
         let fault = match device {
-            TorchDevice::Cuda if gpus == 0 => Some(TorchError::NoGpu {
+            DeviceName::Cuda(number) if gpus.is_empty() => Some(TorchError::NoGpu {
                 python: python.clone(),
                 torch: found.torch.clone(),
+                number,
+                gpus: found.cuda.len(),
             }),
-            TorchDevice::Cuda if processes > gpus as u64 => Some(TorchError::FewGpus {
-                gpus,
+            DeviceName::Cuda(Some(number)) if processes > 1 => Some(TorchError::OneGpu {
+                number,
+                found: processes,
+            }),
+            DeviceName::Cuda(None) if processes > gpus.len() as u64 => Some(TorchError::FewGpus {
+                gpus: gpus.len(),
                 found: processes,
             }),
             _ => None,
@@ -234,8 +236,11 @@ impl EngineFlags {
         let supervisor = std::iter::once(program.into_os_string());
         Ok(EngineRequest::Torch(TorchRequest {
             python,
-            device,
-            gpu_memory: found.cuda_memory.iter().copied().min(),
+            device: match device {
+                DeviceName::Cpu => TorchDevice::Cpu,
+                DeviceName::Cuda(number) => TorchDevice::Cuda(number),
+            },
+            gpu_memory: chosen(device, &found.cuda_memory).iter().copied().min(),
             processes,
             launch: self.launch(purpose)?,
             compile: self.compile,
@@ -271,6 +276,15 @@ impl EngineFlags {
                 None => Err(library(TorchError::NoRendezvous { nodes })),
             },
         }
+    }
+}
+
+/// What is known of the GPUs that a device names, out of all that torch finds.
+fn chosen<T>(device: DeviceName, all: &[T]) -> &[T] {
+    match device {
+        DeviceName::Cpu => &[],
+        DeviceName::Cuda(None) => all,
+        DeviceName::Cuda(Some(number)) => all.get(number..=number).unwrap_or_default(),
     }
 }
 

@@ -179,6 +179,22 @@ pub enum CliError {
     /// A GPU for a build that uses none.
     #[error("this build of bam-convert has no CUDA support")]
     NoCuda,
+    /// A machine whose driver finds no GPUs.
+    #[error("--device {device}: CUDA finds no GPU: {problem}")]
+    NoDriver {
+        /// The device.
+        device: String,
+        /// What the driver says.
+        problem: String,
+    },
+    /// A GPU that the machine does not have.
+    #[error("--device {device}: expected a GPU of this machine, which has {found}")]
+    NoGpu {
+        /// The device.
+        device: String,
+        /// The number of GPUs, in words.
+        found: String,
+    },
 
     // ---- recipes
     /// A stage that its command refused, or that did not make its outputs.
@@ -268,6 +284,8 @@ impl CliError {
             Self::NoCuda => {
                 "build it with `cargo build --release --features cuda`, or use --device cpu"
             }
+            Self::NoDriver { .. } => "use --device cpu, or ask the driver with `nvidia-smi`",
+            Self::NoGpu { .. } => "GPUs have numbers from 0; `nvidia-smi --list-gpus` lists them",
             Self::Stage(_) => "the last lines are above",
             #[cfg(feature = "hub")]
             Self::NoCommit { .. } => {
@@ -285,10 +303,12 @@ impl CliError {
         }
     }
 
-    /// The exit code: 2 for what the command line refuses; the library decides for its own errors.
+    /// The exit code: 2 for what the command line refuses, 3 for what the machine lacks; the library decides for its own
+    /// errors.
     fn exit_code(&self) -> u8 {
         match self {
             Self::Library(error) => error.exit_code(),
+            Self::NoDriver { .. } | Self::NoGpu { .. } => 3,
             _ => 2,
         }
     }
@@ -308,6 +328,22 @@ pub fn hint(error: &anyhow::Error) -> Option<Cow<'_, str>> {
     match error.downcast_ref::<CliError>() {
         Some(error) => error.hint(),
         None => error.downcast_ref::<Error>()?.hint(),
+    }
+}
+
+/// The same error with `advice` if it is about a GPU without memory and has none yet.
+pub fn with_memory_advice(error: anyhow::Error, advice: &str) -> anyhow::Error {
+    let advised = |error: Error| match error {
+        error @ Error::GpuMemory { hint: None, .. } => error.with_hint(advice),
+        error => error,
+    };
+    match error.downcast::<Error>() {
+        Ok(error) => advised(error).into(),
+        Err(error) => match error.downcast::<CliError>() {
+            Ok(CliError::Library(error)) => advised(*error).into(),
+            Ok(error) => error.into(),
+            Err(error) => error,
+        },
     }
 }
 
@@ -343,5 +379,28 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     match error.downcast_ref::<std::io::Error>() {
         Some(error) if is_wrong_input(error) => 2,
         _ => 3,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn advice_on_memory_is_for_a_gpu_without_memory() {
+        let out = "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")";
+        let library = |problem| Error::compute("run the model m", problem);
+        let advised = |error: anyhow::Error| {
+            let error = with_memory_advice(error, "pass --dtype bf16");
+            hint(&error).map(Cow::into_owned)
+        };
+        let bf16 = Some("pass --dtype bf16".to_owned());
+        assert_eq!(advised(library(out).into()), bf16);
+        assert_eq!(advised(CliError::from(library(out)).into()), bf16);
+        assert_eq!(advised(library("shape mismatch").into()), None);
+        let own = library(out).with_hint("pass --batch 4");
+        assert_eq!(advised(own.into()), Some("pass --batch 4".to_owned()));
+        let other = advised(CliError::OneModel.into());
+        assert!(other.unwrap().contains("logits --help"));
     }
 }

@@ -21,7 +21,7 @@ pub fn print(printer: &Printer, estimate: &Estimate) -> Outcome {
 /// The rate of products on this machine, in floating-point operations a second; none where it lacks the device.
 pub fn peak(products: &Products) -> Option<f64> {
     let device = if products.gpu {
-        DeviceName::Cuda
+        DeviceName::Cuda(None)
     } else {
         DeviceName::Cpu
     }

@@ -101,7 +101,7 @@ pub struct Arguments {
     )]
     routing_svg: Option<OutputPath>,
     /// Where to compute.
-    #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
+    #[arg(long, default_value_t = DeviceName::Cpu)]
     device: DeviceName,
     /// Dtype to compute in [default: f32, whatever the stored dtype].
     #[arg(long, value_enum)]
@@ -160,6 +160,10 @@ impl Verb for Arguments {
         }
         self.show(report, printer)?;
         Ok(Verdict::Yes)
+    }
+
+    fn takes_less_memory(&self) -> Option<&'static str> {
+        Some("pass --dtype bf16, a smaller --context, or evaluate one model at a time")
     }
 
     fn computes(&self) -> bool {
@@ -246,7 +250,7 @@ impl Arguments {
             context: self.context(models)? as u64,
             max_tokens: self.max_tokens,
             routing: self.report_routing,
-            gpu: self.device == DeviceName::Cuda,
+            gpu: self.device.is_gpu(),
             weights: self.dtype.map(|dtype| match dtype {
                 ComputeDtype::F32 => WeightWidth::Full,
                 ComputeDtype::Bf16 => WeightWidth::Half,

@@ -82,7 +82,7 @@ pub struct Arguments {
     #[arg(long = "stop", value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     stops: Vec<String>,
     /// Where to compute.
-    #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
+    #[arg(long, default_value_t = DeviceName::Cpu)]
     device: DeviceName,
     /// Dtype to compute in [default: the checkpoint's].
     #[arg(long, value_enum)]
@@ -132,6 +132,10 @@ impl Verb for Arguments {
         dialogue::run(self.system.as_deref(), template, printer, |text| {
             loaded.answer(text, &mut read, printer)
         })
+    }
+
+    fn takes_less_memory(&self) -> Option<&'static str> {
+        Some("pass --dtype bf16, a shorter prompt or a smaller --max-tokens")
     }
 
     fn computes(&self) -> bool {

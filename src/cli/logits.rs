@@ -44,7 +44,7 @@ pub struct Arguments {
     #[arg(long, value_name = "X", value_parser = tolerance)]
     tolerance: Option<f64>,
     /// Where to compute.
-    #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
+    #[arg(long, default_value_t = DeviceName::Cpu)]
     device: DeviceName,
     /// Print the result as JSON.
     #[arg(long)]
@@ -99,6 +99,10 @@ impl Verb for Arguments {
             .tolerance
             .is_some_and(|tolerance| comparison.max > tolerance);
         Ok(if beyond { Verdict::No } else { Verdict::Yes })
+    }
+
+    fn takes_less_memory(&self) -> Option<&'static str> {
+        Some("pass fewer --tokens, or use --device cpu")
     }
 
     fn computes(&self) -> bool {

@@ -176,6 +176,10 @@ pub fn main() -> ExitCode {
         Ok(Verdict::No) => ExitCode::from(1),
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
+            let error = match verb.takes_less_memory() {
+                Some(advice) => error::with_memory_advice(error, advice),
+                None => error,
+            };
             printer.error(&error);
             ExitCode::from(error::exit_code(&error))
         }

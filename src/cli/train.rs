@@ -178,7 +178,7 @@ struct Losses {
 #[command(next_help_heading = "Machine")]
 struct Machine {
     /// Where to compute [default: cpu; with --engine auto, a GPU that torch finds].
-    #[arg(long, value_enum)]
+    #[arg(long)]
     device: Option<DeviceName>,
     /// Dtype of the weights that the model computes with; master weights and moments are always float32.
     #[arg(long, value_enum, default_value_t = Compute::F32)]
@@ -472,10 +472,13 @@ fn summary(end: &End, losses: &EndLosses) -> String {
     } else {
         format!(" ({nll:.4} without the losses of routers)")
     };
+    let memory = end.peak_memory.map(table::bytes);
+    let memory = memory.map_or("of the GPU unknown".to_owned(), |peak| {
+        format!("at most {peak}")
+    });
     format!(
-        "{done}; last step: loss {loss:.4}{routers}; mean loss of the last {}: {mean:.4}; memory at most {} (predicted {})",
+        "{done}; last step: loss {loss:.4}{routers}; mean loss of the last {}: {mean:.4}; memory {memory} (predicted {})",
         counted(*mean_of as u64, "step"),
-        table::bytes(end.peak_memory),
         table::bytes(end.predicted_memory)
     )
 }

@@ -60,6 +60,11 @@ pub trait Verb: Debug {
         HubUse::Whole
     }
 
+    /// How the command takes less memory of a GPU that has run out of it, in words about its flags.
+    fn takes_less_memory(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Whether it answers signals itself, instead of ending after temporary files are removed.
     fn handles_signals(&self) -> bool {
         false

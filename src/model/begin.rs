@@ -1,14 +1,12 @@
 //! The beginning of a forward pass: checks, positions and embeddings.
 
-use std::cell::RefCell;
-
 use candle_core::{DType, Tensor};
 use half::{bf16, f16};
 
 use super::cache::{KvCache, LayerCache};
 use super::causal_lm::{CausalLm, Forward};
 use super::error::ModelError;
-use super::pass::{AttentionMask, Pass};
+use super::pass::{AttentionMask, KeptMasks, Pass};
 use super::router::Overrides;
 use crate::Result;
 use crate::family::{AttentionGate, AttentionKv};
@@ -64,7 +62,7 @@ impl CausalLm {
                 overrides: options.overrides.clone(),
                 dtype: self.dtype,
                 device: self.device.clone(),
-                masks: RefCell::default(),
+                masks: KeptMasks::default(),
             };
             let embedded = self.operations().embed(&self.embedding, &pass.tokens)?;
             let factor = self.embedding_factor();

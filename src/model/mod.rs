@@ -32,17 +32,21 @@ mod tokenizer_parts;
 mod tokenizer_tests;
 
 pub use backend::{
-    AdamW, BackendChoice, BackendName, Gradients, HostValues, OptimiserState, StatePart, Update,
-    UpdateSums, cpu_features, optimiser_bytes,
+    AdamW, BackendChoice, BackendName, GradientSquares, Gradients, HostValues, MeasuredUpdate,
+    OptimiserState, ReadValues, Reading, Readings, StatePart, Update, UpdateSums, WorkLimits,
+    cpu_features, optimiser_bytes,
 };
 pub use backward::{LayerRecord, LayerRun};
 pub use block::InputGradient;
 pub use cache::KvCache;
 pub use causal_lm::{CausalLm, Forward, Output, logits};
 pub use error::ModelError;
-pub use params::{LoadOptions, Mode, Parameter, Params, Trainable, Weights, has_kernels};
+pub use params::{
+    Computation, LoadOptions, Mode, Parameter, Params, Trainable, Weights, has_kernels,
+};
 pub use pass::Pass;
 pub use router::{
-    LayerRouting, LoadBalance, Overrides, RouterLoss, RouterLossValues, RouterLosses, Routing,
+    LayerRouting, LoadBalance, Overrides, RouterLoss, RouterLossReading, RouterLossValues,
+    RouterLosses, Routing,
 };
 pub use tokenizer_error::{TokenizerError, TokenizerPartRule};

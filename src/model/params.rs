@@ -17,7 +17,7 @@ use crate::checkpoint::{Checkpoint, Encoding, TensorEntry};
 use crate::family::{Architecture, Config, Place, Role, TensorSpec, described};
 use crate::{Error, Result};
 
-/// How a model computes.
+/// Whether a model has a backward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     /// With a backward pass.
@@ -38,6 +38,15 @@ pub enum Weights {
     Stored,
 }
 
+/// Which operations a model may compute with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Computation {
+    /// The fastest ones for the device and dtype.
+    Fastest,
+    /// The operations of a GPU, on any device: nothing looks at numbers within a step. This shows on a CPU what a GPU computes.
+    AsOnGpu,
+}
+
 /// Which parameters are variables that get gradients; the others are frozen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trainable {
@@ -56,8 +65,10 @@ pub struct LoadOptions {
     pub device: Device,
     /// In what it computes: activations, cache, and widened weights. Routers and logits are float32 at least.
     pub dtype: DType,
-    /// With which operations.
+    /// With or without a backward pass.
     pub mode: Mode,
+    /// With which operations.
+    pub computation: Computation,
     /// How weights are held.
     pub weights: Weights,
     /// Which parameters get gradients.
@@ -71,6 +82,7 @@ impl Default for LoadOptions {
             device: Device::Cpu,
             dtype: DType::F32,
             mode: Mode::Infer,
+            computation: Computation::Fastest,
             weights: Weights::Stored,
             trainable: Trainable::None,
         }
@@ -84,13 +96,14 @@ impl LoadOptions {
             device,
             dtype: DType::F32,
             mode: Mode::Train,
+            computation: Computation::Fastest,
             weights: Weights::Widened,
             trainable: Trainable::All,
         }
     }
 
     pub(super) fn has_kernels(&self) -> bool {
-        has_kernels(&self.device, self.dtype)
+        self.computation == Computation::Fastest && has_kernels(&self.device, self.dtype)
     }
 
     fn check(&self) -> Result<()> {
@@ -190,8 +203,15 @@ impl Params {
                 return Ok(Value::Stored(Arc::new(stored)));
             }
             let tensor = read(&checkpoint, entry, spec, options)?;
-            wrap(spec, tensor, options)
-                .map_err(|e| Error::compute(format!("load tensor `{}`", spec.name), e))
+            let value = || {
+                let value = wrap(spec, tensor, options)?;
+                // On a GPU each thread has a stream of its own, for which other threads do not wait.
+                options.device.synchronize()?;
+                Ok(value)
+            };
+            value().map_err(|e: candle_core::Error| {
+                Error::compute(format!("load tensor `{}`", spec.name), e)
+            })
         };
         let values: Vec<Value> = specs.par_iter().map(value).collect::<Result<_>>()?;
         checkpoint.check_unchanged()?;

@@ -1,8 +1,10 @@
 //! Routers: which experts a token goes to, with what weight, and the losses that keep routers in balance.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{Result, Tensor};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
+
+use super::backend::{ReadValues, Reading, Readings};
 
 /// Changes to a model's routing while it runs; the default changes nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -99,9 +101,8 @@ pub struct RouterLoss {
     pub(super) load_balance: Tensor,
     /// The z-loss, a scalar.
     pub(super) z: Tensor,
-    /// Numbers of the chosen experts `[batch, seq, top_k]`.
-    pub(super) chosen: Tensor,
-    pub(super) experts: usize,
+    /// Tokens that chose each expert `[experts]`.
+    pub(super) counts: Tensor,
 }
 
 /// A [`RouterLoss`] on the host.
@@ -115,23 +116,37 @@ pub struct RouterLossValues {
     pub chosen: Vec<u64>,
 }
 
+/// A [`RouterLoss`] whose values wait among readings.
+#[derive(Debug)]
+pub struct RouterLossReading {
+    load_balance: Reading,
+    z: Reading,
+    counts: Reading,
+}
+
 impl RouterLoss {
-    /// Copies the values to the host. On a device this waits for the pass.
-    pub fn download(&self) -> Result<RouterLossValues> {
-        let value = |loss: &Tensor| loss.to_dtype(DType::F64)?.to_scalar::<f64>();
-        Ok(RouterLossValues {
-            load_balance: value(&self.load_balance)?,
-            z: value(&self.z)?,
-            chosen: chosen_counts(&self.chosen, self.experts)?,
+    /// Wants the values on the host.
+    pub fn want(&self, readings: &mut Readings) -> Result<RouterLossReading> {
+        Ok(RouterLossReading {
+            load_balance: readings.want(&self.load_balance)?,
+            z: readings.want(&self.z)?,
+            counts: readings.want(&self.counts)?,
         })
     }
 }
 
-/// The number of tokens that chose each of `experts`.
-pub(super) fn chosen_counts(chosen: &Tensor, experts: usize) -> Result<Vec<u64>> {
-    let mut counts = vec![0; experts];
-    for expert in chosen.flatten_all()?.to_vec1::<u32>()? {
-        counts[expert as usize] += 1;
+impl RouterLossReading {
+    /// The values, out of those that were read.
+    pub fn values(&self, read: &ReadValues) -> RouterLossValues {
+        let scalar = |reading: &Reading| read.of(reading).iter().sum();
+        RouterLossValues {
+            load_balance: scalar(&self.load_balance),
+            z: scalar(&self.z),
+            chosen: read
+                .of(&self.counts)
+                .iter()
+                .map(|count| *count as u64)
+                .collect(),
+        }
     }
-    Ok(counts)
 }

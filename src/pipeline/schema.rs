@@ -123,10 +123,20 @@ fn property(program: &Program, argument: &Arg) -> Value {
         (false, _) => json!({"type": "boolean"}),
         (true, true) => scalar(),
         (true, false) if matches!(argument.get_action(), ArgAction::Set | ArgAction::Append) => {
+            // A name that ends with `:N` means every name with a number in its place.
+            let numbered: Vec<&str> = values
+                .iter()
+                .filter_map(|value| value.strip_suffix(":N"))
+                .collect();
+            let plain: Vec<&String> = values.iter().filter(|name| !name.ends_with(":N")).collect();
             let mut ways = vec![
-                json!({"enum": values}),
+                json!({"enum": plain}),
                 json!({"type": "string", "pattern": "\\$\\{"}),
             ];
+            for name in numbered {
+                let pattern = format!("^{name}:[0-9]+$");
+                ways.push(json!({"type": "string", "pattern": pattern}));
+            }
             if values.iter().any(|value| value == "true") {
                 ways.push(json!({"type": "boolean"}));
             }

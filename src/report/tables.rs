@@ -169,7 +169,8 @@ fn row(run: usize, subject: &Subject, colours: &Colours) -> Option<Vec<Cell>> {
         } else {
             grouped(speed.round() as u64)
         },
-        end.map_or("–".to_owned(), |(_, memory)| bytes(memory)),
+        end.and_then(|(_, memory)| memory)
+            .map_or("–".to_owned(), bytes),
     ];
     cells.extend(numbers.map(Cell::number));
     Some(cells)

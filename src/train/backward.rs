@@ -12,7 +12,8 @@ use super::settings::Documents;
 use crate::data::Row;
 use crate::evaluate::routing::Recorder;
 use crate::model::{
-    CausalLm, Forward, Gradients, InputGradient, LayerRun, Pass, RouterLossValues, RouterLosses,
+    CausalLm, Forward, Gradients, InputGradient, LayerRouting, LayerRun, Pass, ReadValues, Reading,
+    Readings, RouterLossReading, RouterLosses,
 };
 use crate::{Error, Result};
 
@@ -50,6 +51,14 @@ pub(super) struct BatchLosses {
     pub(super) chosen: Vec<Vec<u64>>,
 }
 
+/// The losses of a batch that wait among readings.
+#[derive(Debug)]
+pub(super) struct WaitingLosses {
+    nll: Reading,
+    /// Of each layer's feed-forward router; `None` for a layer without.
+    routers: Vec<Option<RouterLossReading>>,
+}
+
 /// A layer that waits for the gradient of its output.
 enum Waiting {
     /// It has run.
@@ -71,22 +80,26 @@ fn failed(problem: candle_core::Error) -> Error {
 
 impl BackwardPass<'_> {
     /// Adds the gradients of `batch` to `gradients`, and tells `recorder` how its tokens were routed.
+    ///
+    /// The host waits for a device only where there is a recorder, at the end.
     pub(super) fn run(
         &self,
         batch: &Batch,
         gradients: &mut Gradients,
-        mut recorder: Option<&mut Recorder>,
-    ) -> Result<BatchLosses> {
+        readings: &mut Readings,
+        recorder: Option<&mut Recorder>,
+    ) -> Result<WaitingLosses> {
         let forward = &self.options.forward;
         let (mut x, pass) = self.model.begin(&batch.tokens, None, forward)?;
         let (layers, first) = (self.model.layers(), self.first());
         let mut router_losses = Vec::with_capacity(layers);
+        let mut routings: Vec<LayerRouting> = Vec::new();
         let mut waiting = Vec::with_capacity(layers - first);
         for layer in 0..layers {
             let run = self.layer(layer, &x, &pass, batch.share)?;
             router_losses.push(run.loss.clone());
-            if let Some(recorder) = recorder.as_deref_mut() {
-                recorder.add(layer, &run.routing)?;
+            if recorder.is_some() {
+                routings.push(run.routing.clone());
             }
             let input = std::mem::replace(&mut x, run.output.clone());
             if layer >= first {
@@ -123,17 +136,20 @@ impl BackwardPass<'_> {
                 .embed_backward(&pass, &grad_embedded, gradients)?;
         }
 
-        // On a device, the losses are the first numbers that the host waits for.
-        let mut losses = BatchLosses {
-            nll: nll.to_vec1::<f32>().map_err(failed)?,
-            ..BatchLosses::default()
+        let mut waiting = || -> candle_core::Result<WaitingLosses> {
+            Ok(WaitingLosses {
+                nll: readings.want(&nll)?,
+                routers: router_losses
+                    .iter()
+                    .map(|loss| loss.as_ref().map(|loss| loss.want(readings)).transpose())
+                    .collect::<candle_core::Result<_>>()?,
+            })
         };
-        for loss in router_losses {
-            let values = loss
-                .map(|loss| loss.download())
-                .transpose()
-                .map_err(failed)?;
-            losses.add(values);
+        let losses = waiting().map_err(failed)?;
+        if let Some(recorder) = recorder {
+            for (layer, routing) in routings.iter().enumerate() {
+                recorder.add(layer, routing)?;
+            }
         }
         Ok(losses)
     }
@@ -156,16 +172,25 @@ impl BackwardPass<'_> {
     }
 }
 
-impl BatchLosses {
-    /// Adds the losses of a layer's router, if it has one.
-    fn add(&mut self, values: Option<RouterLossValues>) {
-        let Some(values) = values else {
-            self.chosen.push(Vec::new());
-            return;
+impl WaitingLosses {
+    /// The losses, out of the values that were read.
+    pub(super) fn values(&self, read: &ReadValues) -> BatchLosses {
+        let nll = read.of(&self.nll).iter().map(|nll| *nll as f32);
+        let mut losses = BatchLosses {
+            nll: nll.collect(),
+            ..BatchLosses::default()
         };
-        self.load_balance += values.load_balance;
-        self.z += values.z;
-        self.chosen.push(values.chosen);
+        for router in &self.routers {
+            let Some(router) = router else {
+                losses.chosen.push(Vec::new());
+                continue;
+            };
+            let values = router.values(read);
+            losses.load_balance += values.load_balance;
+            losses.z += values.z;
+            losses.chosen.push(values.chosen);
+        }
+        losses
     }
 }
 
@@ -303,7 +328,11 @@ mod tests {
                     parameters: &parameters,
                     options: options(checkpointing),
                 };
-                let found = pass.run(&batch, &mut gradients, None).unwrap();
+                let mut readings = Readings::default();
+                let found = pass
+                    .run(&batch, &mut gradients, &mut readings, None)
+                    .unwrap();
+                let found = found.values(&readings.read().unwrap());
                 let nll: f64 = found
                     .nll
                     .iter()

@@ -21,7 +21,7 @@ use crate::checkpoint::output::check_target;
 use crate::checkpoint::single::check_kind;
 use crate::data::{Mixture, Split, TokenFolder};
 use crate::family::{Architecture, Config};
-use crate::model::has_kernels;
+use crate::model::{WorkLimits, has_kernels};
 
 /// Refuses what a run would refuse before its first step, and touches nothing; returns the steps that it would not take
 /// again. Reads weights only where a run would resume, for their hashes.
@@ -83,9 +83,9 @@ pub(super) fn check_settings(
     // What a GPU has left only its driver knows.
     let memory = match &request.engine {
         EngineRequest::Native(device) => {
-            let keeps_scores = !has_kernels(device, settings.dtype.stored());
-            let memory =
-                Memory::predict(architecture, &names, settings, keeps_scores, checkpointing)?;
+            let has_kernels = has_kernels(device, settings.dtype.stored());
+            let limits = (!has_kernels).then(|| WorkLimits::of(!device.is_cpu()));
+            let memory = Memory::predict(architecture, &names, settings, limits, checkpointing)?;
             if device.is_cpu() {
                 memory.check(1)?;
             }

@@ -6,14 +6,19 @@ use std::time::Instant;
 use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 
-use super::settings::Settings;
+use super::settings::{Compute, Settings};
 use crate::family::{Architecture, AttentionKv, Role};
+use crate::gpu::GpuMemory;
 use crate::memory::check_memory;
-use crate::model::optimiser_bytes;
-use crate::{Error, Result, threads};
+use crate::model::{WorkLimits, optimiser_bytes};
+use crate::{Error, Result, table, threads};
 
 /// Bytes of a token that waits for its batch: its id, and the number of its document.
 const TOKEN: u64 = 8;
+/// Bytes of a logit with its gradients.
+const LOGIT: u64 = 20;
+/// Tensors of the size of a block's scores that exist at once in its backward pass.
+const SCORE_TENSORS: u64 = 8;
 /// Bytes of this program.
 const PROGRAM: u64 = 24 << 20;
 /// Bytes of a process of PyTorch with a tiny model, as measured on the CPU with torch 2.15 (docs/design/log.md).
@@ -29,10 +34,14 @@ pub fn matmul_peak(device: &Device, dtype: DType) -> Result<f64> {
 }
 
 fn measure_peak(device: &Device, dtype: DType) -> candle_core::Result<f64> {
-    // Smaller in a debug build, where only the dependencies are optimised.
-    let size = if cfg!(debug_assertions) { 256 } else { 1024 };
-    let values: Vec<f32> = (0..size * size).map(|i| (i % 7) as f32 - 3.0).collect();
-    let matrix = Tensor::from_vec(values, (size, size), device)?.to_dtype(dtype)?;
+    let size = peak_size(device.is_cpu());
+    // Small numbers of all kinds: a processor takes less power, and is faster, where most bits are zero.
+    let values: Vec<f32> = (0..size).map(|i| (i % 7) as f32 - 3.0).collect();
+    let values = Tensor::from_vec(values, size, device)?;
+    let matrix = values
+        .reshape((size, 1))?
+        .broadcast_add(&values.reshape((1, size))?)?
+        .to_dtype(dtype)?;
     let mut best = f64::INFINITY;
     // The first one wakes the threads.
     for _ in 0..4 {
@@ -42,6 +51,19 @@ fn measure_peak(device: &Device, dtype: DType) -> candle_core::Result<f64> {
         best = best.min(start.elapsed().as_secs_f64());
     }
     Ok(2.0 * (size as f64).powi(3) / best)
+}
+
+/// Rows and columns of the matrices that are multiplied.
+fn peak_size(on_cpu: bool) -> usize {
+    if !on_cpu {
+        // Fills a GPU for about a millisecond.
+        8192
+    } else if cfg!(debug_assertions) {
+        // Only the dependencies are optimised in a debug build.
+        256
+    } else {
+        1024
+    }
 }
 
 /// The largest memory that the process has had, in bytes; 0 where the operating system does not tell.
@@ -70,19 +92,20 @@ pub struct Memory {
 impl Memory {
     /// An estimate for training the tensors named `trained` of a model of the architecture.
     ///
-    /// `keeps_scores` says whether attention keeps its scores for the backward pass. Sums saturate: settings that ask for more than there is are refused by [`Memory::check`].
+    /// `limits` is how much the reference computes at once; `None` where kernels compute. Sums saturate: settings that ask for
+    /// more than there is are refused by [`Memory::check`].
     pub(super) fn predict(
         a: &Architecture,
         trained: &BTreeSet<String>,
         settings: &Settings,
-        keeps_scores: bool,
+        limits: Option<WorkLimits>,
         checkpointing: bool,
     ) -> Result<Self> {
         let dtype = settings.dtype.stored();
         let size = dtype.size_in_bytes() as u64;
         let counts = Counts::of(a, trained)?;
         let batch = settings.batch as u64;
-        let activations = activations(a, settings, batch, keeps_scores, checkpointing);
+        let activations = activations(a, settings, batch, limits, checkpointing);
         let embedding = if counts.trains_embedding {
             12 * a.vocab_size * a.hidden_size
         } else {
@@ -128,7 +151,7 @@ impl Memory {
         let optimiser = 8 * share(counts.trained);
         let rows = (settings.batch as u64).div_ceil(ranks);
         // Attention keeps no scores, and torch's own buffers for a layer are about as large as one layer.
-        let activations = activations(a, settings, rows, false, checkpointing);
+        let activations = activations(a, settings, rows, None, checkpointing);
         Ok(Self {
             weights,
             optimiser,
@@ -143,6 +166,49 @@ impl Memory {
     /// The peak, with the program itself.
     pub fn total(&self) -> u64 {
         self.peak
+    }
+
+    /// An error with advice, if a GPU has run out of memory in a run: what needs how much, and which flags lower it.
+    pub(super) fn advised(
+        &self,
+        error: Error,
+        gpu: &Device,
+        settings: &Settings,
+        checkpointing: bool,
+    ) -> Error {
+        if !matches!(error, Error::GpuMemory { .. }) {
+            return error;
+        }
+        let parts = [
+            ("weights", self.weights),
+            ("optimiser", self.optimiser),
+            ("gradients", self.gradients),
+            ("activations", self.activations),
+        ];
+        let parts = parts.map(|(name, bytes)| format!("{name} {}", table::bytes(bytes)));
+        let of_gpu = GpuMemory::of(gpu).map_or(String::new(), |gpu| {
+            format!(", and the GPU has {} in all", table::bytes(gpu.total))
+        });
+        let mut flags = Vec::new();
+        if settings.batch.is_multiple_of(2) {
+            let (batch, accumulate) = (settings.batch / 2, 2 * settings.accumulate);
+            flags.push(format!("--batch {batch} --accumulate {accumulate}"));
+        } else if settings.batch > 1 {
+            flags.push("a smaller --batch".to_owned());
+        }
+        if !checkpointing {
+            flags.push("--gradient-checkpointing".to_owned());
+        }
+        if settings.dtype == Compute::F32 {
+            flags.push("--dtype bf16".to_owned());
+        }
+        flags.push("a smaller --seq".to_owned());
+        error.with_hint(format!(
+            "pass {}, or train less of the model with --train; the run needs about {}{of_gpu}: {}",
+            flags.join(", "),
+            table::bytes(self.total()),
+            parts.join(", "),
+        ))
     }
 
     /// Refuses a run that cannot fit, of so many processes on this machine.
@@ -198,22 +264,13 @@ fn activations(
     a: &Architecture,
     settings: &Settings,
     rows: u64,
-    keeps_scores: bool,
+    limits: Option<WorkLimits>,
     checkpointing: bool,
 ) -> u64 {
     let size = settings.dtype.stored().size_in_bytes() as u64;
     let (seq, layers) = (settings.seq as u64, a.num_layers);
     let tokens = rows.saturating_mul(seq);
-    let mut values = layer_values(a, tokens);
-    if keeps_scores {
-        let experts = a
-            .mixture
-            .as_ref()
-            .map_or(1, |mixture| mixture.num_attention_experts);
-        let scores = (4 * experts * a.num_heads).saturating_mul(tokens);
-        values = values.saturating_add(scores.saturating_mul(seq));
-    }
-    let layer = size.saturating_mul(values);
+    let layer = size.saturating_mul(layer_values(a, tokens));
     let input = (size * a.hidden_size).saturating_mul(tokens);
     let kept = if checkpointing {
         layers.saturating_mul(input).saturating_add(layer)
@@ -221,8 +278,22 @@ fn activations(
         layers.saturating_mul(layer.saturating_add(input))
     };
     // In the backward pass of a layer, gradients of all values; and logits with their gradients.
-    let logits = (160 << 20).min((20 * a.vocab_size).saturating_mul(tokens));
-    kept.saturating_add(layer.saturating_add(logits))
+    let bytes_of_logits =
+        LOGIT.saturating_mul(limits.map_or(1 << 23, |limits| limits.logits) as u64);
+    let logits = bytes_of_logits.min((LOGIT * a.vocab_size).saturating_mul(tokens));
+    let scores = limits.map_or(0, |limits| scores(a, rows, seq, limits));
+    let passing = layer.saturating_add(logits.max(size.saturating_mul(scores)));
+    kept.saturating_add(passing)
+}
+
+/// Scores of a block of queries, with all tensors of their size in the forward and the backward pass.
+fn scores(a: &Architecture, rows: u64, seq: u64, limits: WorkLimits) -> u64 {
+    let experts = a.mixture.as_ref();
+    let experts = experts.map_or(1, |mixture| mixture.num_attention_experts);
+    let of_query = (experts * a.num_heads).saturating_mul(rows.saturating_mul(seq));
+    let queries = limits.queries(usize::try_from(of_query).unwrap_or(usize::MAX));
+    let queries = (queries as u64).min(seq);
+    SCORE_TENSORS.saturating_mul(of_query.saturating_mul(queries))
 }
 
 /// Bytes of the tokens of a step that wait for their batch.
@@ -245,4 +316,41 @@ fn layer_values(a: &Architecture, tokens: u64) -> u64 {
         mixture.num_experts_per_tok * mixture.moe_intermediate_size
     });
     tokens.saturating_mul(10 * a.hidden_size + 5 * queries + 5 * keys + 4 * inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::family::Config;
+
+    #[test]
+    fn a_run_without_memory_says_what_needs_how_much() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/llama/seed");
+        let architecture = Architecture::of(&Config::read(&folder).unwrap()).unwrap();
+        let settings = Settings {
+            batch: 8,
+            ..Settings::for_tests()
+        };
+        let names = BTreeSet::new();
+        let memory = Memory::predict(&architecture, &names, &settings, None, false).unwrap();
+        let problem = "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")";
+        let advised = |problem, checkpointing| {
+            let error = Error::compute("take the gradients", problem);
+            let error = memory.advised(error, &Device::Cpu, &settings, checkpointing);
+            error.hint().map(|hint| hint.into_owned())
+        };
+        let hint = advised(problem, false).unwrap();
+        for part in [
+            "pass --batch 4 --accumulate 4, --gradient-checkpointing, --dtype bf16, a smaller --seq",
+            "the run needs about ",
+            ": weights ",
+            ", activations ",
+        ] {
+            assert!(hint.contains(part), "{hint}");
+        }
+        assert!(!advised(problem, true).unwrap().contains("--gradient"));
+        assert_eq!(advised("shape mismatch", false), None);
+    }
 }

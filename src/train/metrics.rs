@@ -54,7 +54,8 @@ pub enum Record {
     End {
         step: u64,
         seconds: f64,
-        peak_memory_bytes: u64,
+        /// Unknown where a GPU's driver does not tell.
+        peak_memory_bytes: Option<u64>,
     },
 }
 

@@ -13,10 +13,10 @@ use super::save::stored_values;
 use super::settings::{Operation, Settings, Trouble};
 use super::state::State;
 use super::trainer::Trainer;
-use crate::Result;
 use crate::checkpoint::Checkpoint;
 use crate::data::Mixture;
 use crate::model::{CausalLm, OptimiserState};
+use crate::{Result, gpu};
 
 /// A model of ours with the data that it trains on.
 pub(super) struct NativeEngine<'a> {
@@ -114,7 +114,7 @@ impl NativeEngine<'_> {
             seconds: start.elapsed().as_secs_f64(),
             tokens: done.tokens,
             domains: done.domains,
-            memory: None,
+            memory: gpu::peak_memory(self.trainer.model.device()),
         })))?;
         if let Some(detail) = done.detail {
             report(Report::Detail(Box::new(detail)))?;

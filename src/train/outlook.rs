@@ -19,6 +19,7 @@ use crate::data::{Split, TokenHeader};
 use crate::estimate::{Estimate, Products, READ, START, WRITTEN, Work};
 use crate::family::cost::Report;
 use crate::family::{Architecture, Config};
+use crate::model::WorkLimits;
 use crate::{Result, table};
 
 /// The share of the peak that training reaches, with the optimiser. On two idle cores the quickstart's models reach 0.36
@@ -83,8 +84,9 @@ impl Outlook {
         let checkpointing = operation.gradient_checkpointing;
         let memory = match ranks {
             None => {
-                let keeps_scores = gpu || settings.dtype != Compute::F32;
-                Memory::predict(&architecture, &names, settings, keeps_scores, checkpointing)?
+                let computes_generally = gpu || settings.dtype != Compute::F32;
+                let limits = computes_generally.then(|| WorkLimits::of(gpu));
+                Memory::predict(&architecture, &names, settings, limits, checkpointing)?
             }
             Some(ranks) => Memory::per_rank(&architecture, &names, settings, ranks, checkpointing)?,
         };

@@ -59,8 +59,8 @@ pub struct TorchRequest {
 pub enum TorchDevice {
     /// Cores of the CPU; processes talk by gloo.
     Cpu,
-    /// A GPU for each process; they talk by NCCL.
-    Cuda,
+    /// The GPU with this number for the only process of a node, or one GPU for each process; they talk by NCCL.
+    Cuda(Option<usize>),
 }
 
 /// Where a run computes, as far as estimates need it.
@@ -81,7 +81,7 @@ impl EngineRequest {
                 ranks: None,
             },
             Self::Torch(torch) => Placement {
-                gpu: torch.device == TorchDevice::Cuda,
+                gpu: torch.device != TorchDevice::Cpu,
                 ranks: Some(torch.ranks()),
             },
         }
@@ -100,7 +100,15 @@ impl TorchDevice {
     pub fn name(self) -> &'static str {
         match self {
             Self::Cpu => "cpu",
-            Self::Cuda => "cuda",
+            Self::Cuda(_) => "cuda",
+        }
+    }
+
+    /// The number of the only GPU, where one was chosen.
+    pub fn number(self) -> Option<usize> {
+        match self {
+            Self::Cpu => None,
+            Self::Cuda(number) => number,
         }
     }
 }

@@ -29,6 +29,7 @@ use crate::checkpoint::output::check_target;
 use crate::data::Mixture;
 use crate::family::cost::Report;
 use crate::family::{Architecture, Config};
+use crate::gpu::GpuMemory;
 use crate::memory::warning;
 use crate::model::{CausalLm, LoadOptions, Trainable};
 use crate::{Error, Result, table, threads};
@@ -50,8 +51,8 @@ pub struct End {
     pub engine: Option<EngineFacts>,
     /// Duration of this part, in seconds.
     pub seconds: f64,
-    /// Largest memory of the process, in bytes.
-    pub peak_memory: u64,
+    /// Largest memory of the process, or of the GPU where one computes, in bytes; `None` where its driver does not tell.
+    pub peak_memory: Option<u64>,
     /// What was predicted.
     pub predicted_memory: u64,
 }
@@ -121,7 +122,12 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
         began,
     };
     match &request.engine {
-        EngineRequest::Native(device) => course.native(device, stop, watch),
+        EngineRequest::Native(device) => {
+            let checkpointing = request.operation.gradient_checkpointing;
+            course
+                .native(device, stop, watch)
+                .map_err(|error| memory.advised(error, device, &request.settings, checkpointing))
+        }
         EngineRequest::Torch(torch) => course.torch(torch, stop, watch),
     }
 }
@@ -162,7 +168,13 @@ fn memory_warning(engine: &EngineRequest, memory: &Memory) -> Option<String> {
     let needed = memory.total();
     match engine {
         EngineRequest::Native(device) if device.is_cpu() => warning("the run", needed),
-        EngineRequest::Native(_) => None,
+        EngineRequest::Native(device) => {
+            let gpu = GpuMemory::of(device).filter(|gpu| needed > gpu.free)?;
+            let (needed, held) = (table::bytes(needed), gpu.text());
+            Some(format!(
+                "the run needs about {needed} of GPU memory, with {held}: it may run out of it"
+            ))
+        }
         EngineRequest::Torch(torch) if torch.device == TorchDevice::Cpu => {
             warning("the run", needed.saturating_mul(torch.processes))
         }
@@ -317,6 +329,7 @@ impl Course<'_> {
             engines: engines.unwrap_or_default(),
             losses: Losses::default(),
             progress,
+            on_gpu: self.request.engine.placement().gpu,
             memory: None,
         };
         session.steps(engine, stop, watch)?;
@@ -375,7 +388,7 @@ impl End {
             losses: None,
             engine: None,
             seconds: 0.0,
-            peak_memory: peak_memory(),
+            peak_memory: Some(peak_memory()),
             predicted_memory: 0,
         }
     }

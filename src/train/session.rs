@@ -49,6 +49,8 @@ pub(super) struct Session<'a> {
     pub(super) losses: Losses,
     /// What the card of a checkpoint says of the steps so far.
     pub(super) progress: Progress,
+    /// Whether GPUs compute.
+    pub(super) on_gpu: bool,
     /// Largest memory that the engine has reported.
     pub(super) memory: Option<u64>,
 }
@@ -312,9 +314,9 @@ impl Session<'_> {
         }
     }
 
-    /// Largest memory of a process that computes, in bytes.
-    pub(super) fn peak_memory(&self) -> u64 {
-        self.memory.unwrap_or_else(peak_memory)
+    /// Largest memory of a process that computes, or of its GPU, in bytes; `None` where a GPU's driver does not tell.
+    pub(super) fn peak_memory(&self) -> Option<u64> {
+        self.memory.or_else(|| (!self.on_gpu).then(peak_memory))
     }
 
     /// Writes the output.

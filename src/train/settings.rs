@@ -205,6 +205,20 @@ impl Preset {
 }
 
 impl Settings {
+    /// Four rows of sixteen tokens in two batches.
+    #[cfg(test)]
+    pub(super) fn for_tests() -> Self {
+        let settings = serde_json::json!({
+            "data": [], "steps": 10, "batch": 2, "accumulate": 2, "seq": 16, "rng-seed": 0,
+            "documents": "separate", "learning-rate": 1e-3, "router-learning-rate": 1e-3, "warmup": 1,
+            "schedule": "cosine", "decay-steps": 1, "floor": 0.1, "weight-decay": 0.1, "beta1": 0.9,
+            "beta2": 0.95, "epsilon": 1e-8, "clip": 1.0, "load-balance": "hard", "aux-loss-coef": 0.05,
+            "z-loss-coef": 0.01, "bias-balancing": 0.0, "train": ["all"], "freeze": [], "dtype": "f32",
+            "on-nan": "stop", "on-spike": null,
+        });
+        serde_json::from_value(settings).unwrap()
+    }
+
     /// Refuses values out of their ranges.
     pub fn check(&self) -> Result<()> {
         for steps in self.plans() {

@@ -11,7 +11,9 @@ use super::parameters::Parameters;
 use super::settings::{Settings, Trouble};
 use crate::data::{Mixture, Row};
 use crate::evaluate::routing::{Recorder, RouterKind, RouterReport};
-use crate::model::{CausalLm, Gradients, OptimiserState, RouterLosses, Update, UpdateSums};
+use crate::model::{
+    CausalLm, Gradients, MeasuredUpdate, OptimiserState, Readings, RouterLosses, Update, UpdateSums,
+};
 use crate::{Error, Result};
 
 /// Norms that the running mean holds before one can be a spike.
@@ -126,12 +128,9 @@ impl Trainer<'_> {
         );
         let mut gradients = self.model.gradients();
         let mut recorder = detailed.then(Recorder::default);
-        let (mut done, chosen) =
+        let (mut done, chosen, squares) =
             self.gradients(mixture, rows, &mut gradients, recorder.as_mut())?;
         done.rates = rates;
-        let squares = gradients
-            .squares()
-            .map_err(|e| Error::compute("measure the gradients", e))?;
         done.gradient_norm = squares.iter().sum::<f64>().sqrt();
         done.trouble = self.trouble(&done);
         if done.trouble.is_some() {
@@ -163,14 +162,15 @@ impl Trainer<'_> {
         self.counters.tokens += done.tokens;
     }
 
-    /// The gradients of all batches of a step, and its losses.
+    /// The gradients of all batches of a step, its losses, the tokens that chose each expert of each layer, and the squares of
+    /// the gradients. A device is waited for once, at the end.
     fn gradients(
         &self,
         mixture: &Mixture,
         rows: &[Row],
         gradients: &mut Gradients,
         mut recorder: Option<&mut Recorder>,
-    ) -> Result<(Done, Vec<Vec<u64>>)> {
+    ) -> Result<(Done, Vec<Vec<u64>>, Vec<f64>)> {
         let settings = self.settings;
         let parts: Vec<&[Row]> = rows.chunks(settings.batch).collect();
         let share = 1.0 / parts.len() as f64;
@@ -189,7 +189,8 @@ impl Trainer<'_> {
             z: settings.z_loss_coef,
             share,
         };
-        let mut sums = LossSums::new(mixture, self.model.layers());
+        let mut readings = Readings::default();
+        let mut waiting = Vec::with_capacity(parts.len());
         for part in parts {
             let batch = Batch::new(
                 part,
@@ -208,13 +209,20 @@ impl Trainer<'_> {
                 parameters: &self.parameters,
                 options,
             };
-            let losses = pass.run(&batch, gradients, recorder.as_deref_mut())?;
-            let domains =
-                (0..batch.weights.len()).map(|position| part[position / settings.seq].domain);
-            sums.add(&losses, domains.zip(&batch.weights), share);
+            let losses = pass.run(&batch, gradients, &mut readings, recorder.as_deref_mut())?;
+            waiting.push((part, batch.weights, losses));
+        }
+        let failed = |e| Error::compute("measure the gradients", e);
+        let squares = gradients.squares(&mut readings).map_err(failed)?;
+        let read = readings.read().map_err(failed)?;
+
+        let mut sums = LossSums::new(mixture, self.model.layers());
+        for (part, weights, losses) in waiting {
+            let domains = (0..weights.len()).map(|position| part[position / settings.seq].domain);
+            sums.add(&losses.values(&read), domains.zip(&weights), share);
         }
         let done = sums.done(mixture, settings, tokens);
-        Ok((done, sums.chosen))
+        Ok((done, sums.chosen, squares.values(&read)))
     }
 
     /// What speaks against the update.
@@ -244,7 +252,7 @@ impl Trainer<'_> {
     ) -> Result<Vec<UpdateSums>> {
         let (settings, adamw) = (self.settings, self.settings.adamw());
         let number = self.counters.updates + 1;
-        let mut sums = Vec::with_capacity(self.states.len());
+        let mut updates = Vec::with_capacity(self.states.len());
         for (index, (parameter, state)) in
             self.parameters.all.iter().zip(&mut self.states).enumerate()
         {
@@ -257,7 +265,7 @@ impl Trainer<'_> {
                 state
                     .shift(&shift)
                     .map_err(|e| Error::compute("balance the experts", e))?;
-                sums.push(UpdateSums::default());
+                updates.push(MeasuredUpdate::Known(UpdateSums::default()));
                 continue;
             }
             let rate = if parameter.is_router() {
@@ -278,9 +286,9 @@ impl Trainer<'_> {
                 measured,
             };
             let updated = state.update(&adamw, &update, gradients.get(index));
-            sums.push(updated.map_err(|e| Error::compute("update the parameters", e))?);
+            updates.push(updated.map_err(|e| Error::compute("update the parameters", e))?);
         }
-        Ok(sums)
+        MeasuredUpdate::read_all(&updates).map_err(|e| Error::compute("measure the updates", e))
     }
 
     fn detail(
@@ -349,7 +357,78 @@ fn shift(chosen: &[u64], rate: f64) -> Vec<f32> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use candle_core::{DType, Device};
+
+    use super::super::native::states;
     use super::*;
+    use crate::data::{Split, TokenFolder};
+    use crate::model::{Computation, LoadOptions};
+
+    fn rows(step: usize, settings: &Settings) -> Vec<Row> {
+        let row = |number: usize| Row {
+            domain: 0,
+            ids: (0..=settings.seq)
+                .map(|i| ((number * 31 + i * 37 + i * i) % 300) as u32)
+                .collect(),
+            documents: (0..=settings.seq).map(|i| u32::from(i > 5)).collect(),
+        };
+        (0..4).map(|i| row(4 * step + i)).collect()
+    }
+
+    /// A CPU takes the steps of a GPU: sums on the device, choices of experts and masks by comparisons, attention in blocks.
+    #[test]
+    fn steps_as_on_a_gpu_are_those_of_the_kernels() {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+        let tokens =
+            TokenFolder::open(&fixtures.join("written-by-0.2/recipe/work/tokens")).unwrap();
+        let settings = Settings::for_tests();
+        let domain = ("texts".to_owned(), tokens, 1.0);
+        let mixture = Mixture::new(vec![domain], 0, settings.seq, Split::Train).unwrap();
+        for model in ["written-by-0.2/llama-bam", "mixtures/mixtral"] {
+            let folder = fixtures.join(model);
+            let run = |computation| {
+                let options = LoadOptions {
+                    computation,
+                    ..LoadOptions::train(Device::Cpu)
+                };
+                let model = CausalLm::load(&folder, &options).unwrap();
+                let parameters = Parameters::of(&model);
+                let states = states(&folder, &model, &parameters, DType::F32).unwrap();
+                let mut trainer = Trainer {
+                    model: &model,
+                    parameters,
+                    states,
+                    settings: &settings,
+                    checkpointing: false,
+                    counters: Counters::default(),
+                };
+                let mut numbers = Vec::new();
+                for step in 0..3 {
+                    let rows = rows(step, &settings);
+                    let done = trainer.step(&mixture, &rows, true).unwrap();
+                    let detail = done.detail.unwrap();
+                    numbers.extend([done.loss, done.nll, done.load_balance, done.z]);
+                    numbers.push(done.gradient_norm);
+                    for role in detail.roles.values() {
+                        numbers.extend([role.gradient_norm, role.update_ratio]);
+                    }
+                    for router in detail.ffn_routing.iter().chain(&detail.attention_routing) {
+                        numbers.extend(&router.mean_gates);
+                    }
+                }
+                numbers
+            };
+            let expected = run(Computation::Fastest);
+            let found = run(Computation::AsOnGpu);
+            assert_eq!(found.len(), expected.len());
+            for (found, expected) in found.iter().zip(&expected) {
+                let off = (found - expected).abs() / (1e-2 + expected.abs());
+                assert!(off < 1e-4, "{model}: {found} {expected}");
+            }
+        }
+    }
 
     #[test]
     fn experts_with_too_few_tokens_are_lifted() {

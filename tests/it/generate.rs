@@ -378,8 +378,14 @@ fn bad_requests_are_refused_by_name() {
         .refused(2, &["top-p from 0 to 1, found 2"]);
     bam!("generate", folder, "--prompt", "a", "--temperature=-1")
         .refused(2, &["temperature of 0 or more"]);
-    bam!("generate", folder, "--prompt", "a", "--device", "cuda")
-        .refused(2, &["no CUDA support", "--features cuda"]);
+    for device in ["cuda", "cuda:0", "cuda:9"] {
+        bam!("generate", folder, "--prompt", "a", "--device", device)
+            .refused(2, &["no CUDA support", "--features cuda"]);
+    }
+    for device in ["tpu", "cuda:", "cuda:-1", "cuda:N"] {
+        bam!("generate", folder, "--prompt", "a", "--device", device)
+            .refused(2, &[device, "cpu, cuda, cuda:N"]);
+    }
     let model = load(&folder);
     let wrong = generate(&model, &[vec![1, 400]], &settings(2), &mut |_, _| {
         Ok(Flow::Continue)

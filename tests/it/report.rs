@@ -116,7 +116,7 @@ fn log(steps: u64, experts: usize, noise: &mut Noise) -> Vec<Record> {
     records.push(Record::End {
         step: steps,
         seconds: 93.0,
-        peak_memory_bytes: 512 << 20,
+        peak_memory_bytes: Some(512 << 20),
     });
     records
 }

@@ -53,7 +53,8 @@ fn a_variable_that_its_flag_refuses_is_named() {
     for (variable, value, reason) in [
         ("BAM_CONVERT_THREADS", "0", "0 is not in 1..=1024"),
         ("BAM_CONVERT_THREADS", "many", "invalid digit"),
-        ("BAM_CONVERT_DEVICE", "tpu", "cpu, cuda"),
+        ("BAM_CONVERT_DEVICE", "tpu", "cpu, cuda, cuda:N"),
+        ("BAM_CONVERT_DEVICE", "cuda:x", "cpu, cuda, cuda:N"),
         ("BAM_CONVERT_QUIET", "perhaps", "1 or 0"),
         ("BAM_CONVERT_MEMORY", "0", "at least one byte"),
         ("BAM_CONVERT_COLOR", "red", "auto, always, never"),

@@ -3,8 +3,33 @@
 # packages (1.4 GB) and runs `cargo check --features cuda` with it. Everything is made below the folder named first
 # (default: target/cuda) and kept for the next run. To build for a card: the same environment, `cargo build --release
 # --features cuda`, and CUDA_COMPUTE_CAP as of the card (90: Hopper).
+#
+# With `--types` it checks the types alone, with a stand-in for the compiler of CUDA, and needs no package.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
+
+if [ "${1:-}" = --types ]; then
+  toolkit=$(mktemp -d)
+  trap 'rm -rf "$toolkit"' EXIT
+  mkdir -p "$toolkit/bin" "$toolkit/include" "$toolkit/lib64"
+  # Build scripts read the version from the fourth line, and look for the files that the compiler should have made.
+  cat > "$toolkit/bin/nvcc" <<'STANDIN'
+#!/usr/bin/env bash
+case " $* " in *" --version "*) printf '%s\n' nvcc . . 'Cuda compilation tools, release 13.0, V13.0.88'; exit ;; esac
+out= folder= before=
+for word in "$@"; do
+  case "$before" in -o) out=$word ;; --output-directory) folder=$word ;; esac
+  case "$word" in *.cu) source=$(basename "${word%.cu}") ;; esac
+  before=$word
+done
+if [ -n "$out" ]; then : > "$out"; fi
+if [ -n "$folder" ]; then : > "$folder/$source.ptx"; fi
+STANDIN
+  chmod +x "$toolkit/bin/nvcc"
+  export CUDA_HOME=$toolkit CUDA_PATH=$toolkit NVCC=$toolkit/bin/nvcc PATH=$toolkit/bin:$PATH CUDA_COMPUTE_CAP=90
+  cargo check --workspace --manifest-path "$root/Cargo.toml" --features cuda
+  exit
+fi
 mkdir -p "${1:-$root/target/cuda}"
 work=$(cd "${1:-$root/target/cuda}" && pwd)
 

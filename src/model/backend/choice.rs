@@ -14,7 +14,7 @@ use super::operations::TensorOperations;
 use super::optimiser::OptimiserState;
 use super::reference::{DeviceState, Reference};
 use crate::model::modules::{Attention, FeedForward};
-use crate::model::params::{LoadOptions, Mode};
+use crate::model::params::{Computation, LoadOptions, Mode};
 
 /// The backends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -69,14 +69,13 @@ impl Backend {
         options: &LoadOptions,
         sublayers: impl IntoIterator<Item = (&'a Attention, &'a FeedForward)>,
     ) -> Self {
-        let residence = if options.device.is_cpu() {
-            Residence::Host
-        } else {
-            Residence::Device
+        let residence = match options.computation {
+            Computation::Fastest if options.device.is_cpu() => Residence::Host,
+            Computation::Fastest | Computation::AsOnGpu => Residence::Device,
         };
         if let Some(reason) = without_kernels(options) {
             return Self {
-                operations: Arc::new(Reference::new(options.mode)),
+                operations: Arc::new(Reference::new(options.mode, residence)),
                 residence,
                 choice: BackendChoice {
                     name: BackendName::Reference,
@@ -137,6 +136,8 @@ impl Backend {
 fn without_kernels(options: &LoadOptions) -> Option<String> {
     if options.has_kernels() {
         None
+    } else if options.computation == Computation::AsOnGpu {
+        Some("the model computes as on a GPU".to_owned())
     } else if options.device.is_cpu() {
         let name = options.dtype.as_str();
         Some(format!("kernels compute in f32, and the dtype is {name}"))

@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 
 use candle_core::backprop::GradStore;
-use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result, Tensor, TensorId, Var};
+use candle_core::{CpuStorage, D, DType, InplaceOp2, Layout, Result, Tensor, TensorId, Var};
 use rayon::prelude::*;
 
 use super::host::{PIECE, Residence, floats};
+use super::readings::{ReadValues, Reading, Readings};
 
 /// One gradient per trainable parameter, absent until something is added.
 #[derive(Debug)]
@@ -88,38 +89,62 @@ impl Gradients {
         }
     }
 
-    /// The sum of the squares of each gradient in float64, the same on any number of threads. A device is waited for once.
-    pub fn squares(&self) -> Result<Vec<f64>> {
+    /// The sum of the squares of each gradient, the same on any number of threads. It is taken in float64 on the host, and in
+    /// float32 on a device, where the values wait among `readings`.
+    pub fn squares(&self, readings: &mut Readings) -> Result<GradientSquares> {
         let gradients = (0..self.slots.len()).map(|number| self.get(number));
         match self.residence {
             Residence::Host => gradients
                 .map(|gradient| gradient.map_or(Ok(0.0), square_on_host))
-                .collect(),
-            Residence::Device => squares_on_device(gradients),
+                .collect::<Result<_>>()
+                .map(GradientSquares::Known),
+            Residence::Device => gradients
+                .map(|gradient| {
+                    gradient
+                        .map(|gradient| readings.want(&sum_of_squares(gradient)?))
+                        .transpose()
+                })
+                .collect::<Result<_>>()
+                .map(GradientSquares::Waiting),
         }
     }
 }
 
-fn squares_on_device<'a>(gradients: impl Iterator<Item = Option<&'a Tensor>>) -> Result<Vec<f64>> {
-    let squares: Vec<Option<Tensor>> = gradients
-        .map(|gradient| {
-            gradient
-                .map(|gradient| gradient.sqr()?.sum_all())
-                .transpose()
-        })
-        .collect::<Result<_>>()?;
-    let found: Vec<&Tensor> = squares.iter().flatten().collect();
-    if found.is_empty() {
-        return Ok(vec![0.0; squares.len()]);
+/// The sum of the squares of each gradient, zero for a parameter without one.
+#[derive(Debug)]
+pub enum GradientSquares {
+    /// Values on the host.
+    Known(Vec<f64>),
+    /// Values that wait among readings.
+    Waiting(Vec<Option<Reading>>),
+}
+
+impl GradientSquares {
+    /// The values, out of those that were read.
+    pub fn values(self, read: &ReadValues) -> Vec<f64> {
+        match self {
+            Self::Known(values) => values,
+            Self::Waiting(readings) => readings
+                .iter()
+                .map(|reading| {
+                    reading
+                        .as_ref()
+                        .map_or(0.0, |reading| read.of(reading).iter().sum())
+                })
+                .collect(),
+        }
     }
-    let mut values = Tensor::stack(&found, 0)?.to_vec1::<f32>()?.into_iter();
-    Ok(squares
-        .iter()
-        .map(|square| match square {
-            Some(_) => values.next().map_or(0.0, f64::from),
-            None => 0.0,
-        })
-        .collect())
+}
+
+/// The sum of the squares of a float32 tensor, a scalar on its device.
+///
+/// Rows are summed first: a device sums a whole tensor at once on one of its many processors.
+pub(super) fn sum_of_squares(x: &Tensor) -> Result<Tensor> {
+    let squares = x.sqr()?;
+    if squares.rank() < 2 {
+        return squares.sum_all();
+    }
+    squares.sum(D::Minus1)?.sum_all()
 }
 
 fn square_on_host(gradient: &Tensor) -> Result<f64> {
@@ -193,9 +218,28 @@ mod tests {
             gradients.add(&one, &two).unwrap();
             let sum = gradients.get(0).unwrap();
             assert_eq!(sum.to_vec1::<f32>().unwrap(), [4.0; 5]);
-            assert_eq!(gradients.squares().unwrap(), [80.0, 0.0]);
+            let mut readings = Readings::default();
+            let squares = gradients.squares(&mut readings).unwrap();
+            let read = readings.read().unwrap();
+            assert_eq!(squares.values(&read), [80.0, 0.0]);
             assert!(gradients.get(1).is_none());
             assert_eq!(one.to_vec1::<f32>().unwrap(), [1.0; 5]);
+        }
+    }
+
+    #[test]
+    fn sums_of_rows_are_sums_of_the_whole() {
+        for shape in [&[7usize][..], &[300, 70], &[3, 5, 11], &[1, 1]] {
+            let count: usize = shape.iter().product();
+            let values: Vec<f32> = (1..=count).map(|i| (i as f32 * 0.37).sin()).collect();
+            let exact: f64 = values.iter().map(|x| f64::from(*x).powi(2)).sum();
+            let tensor = Tensor::from_vec(values, shape, &Device::Cpu).unwrap();
+            let found = sum_of_squares(&tensor).unwrap();
+            let found = f64::from(found.to_scalar::<f32>().unwrap());
+            assert!(
+                (found / exact - 1.0).abs() < 1e-6,
+                "{shape:?}: {found} {exact}"
+            );
         }
     }
 }

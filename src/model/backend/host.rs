@@ -15,6 +15,47 @@ pub(super) enum Residence {
     Device,
 }
 
+/// What the reference computes at once, at most. Both limits bound memory; a GPU has more of it, and needs larger matmuls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WorkLimits {
+    /// Logits of tokens.
+    pub logits: usize,
+    /// Scores of queries and keys.
+    pub scores: usize,
+    /// Queries of a sequence, whatever their number of scores.
+    pub least_queries: usize,
+}
+
+impl WorkLimits {
+    /// On a GPU, or on the host, where caches are small.
+    pub const fn of(gpu: bool) -> Self {
+        if gpu {
+            Self {
+                logits: 1 << 28,
+                scores: 1 << 27,
+                least_queries: 16,
+            }
+        } else {
+            Self {
+                logits: 1 << 23,
+                scores: 1 << 24,
+                least_queries: 16,
+            }
+        }
+    }
+
+    /// Queries of a sequence that attention handles together, if each has so many scores.
+    pub fn queries(self, scores_of_query: usize) -> usize {
+        (self.scores / scores_of_query.max(1)).max(self.least_queries)
+    }
+}
+
+impl Residence {
+    pub(super) fn limits(self) -> WorkLimits {
+        WorkLimits::of(self == Self::Device)
+    }
+}
+
 /// The values of a contiguous float32 tensor on the CPU.
 pub(super) fn floats<'a>((storage, layout): &'a (StorageRef<'_>, &Layout)) -> Result<&'a [f32]> {
     match (&**storage, layout.contiguous_offsets()) {

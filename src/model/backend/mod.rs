@@ -20,6 +20,7 @@ mod gradients;
 mod host;
 mod operations;
 mod optimiser;
+mod readings;
 mod reference;
 #[cfg(test)]
 mod tests;
@@ -27,10 +28,13 @@ mod tests;
 pub(super) use choice::Backend;
 pub use choice::{BackendChoice, BackendName};
 pub use cpu::cpu_features;
-pub use gradients::Gradients;
+pub use gradients::{GradientSquares, Gradients};
+pub use host::WorkLimits;
 pub(super) use operations::{Computed, OperationRecord, Operations, TensorOperations, TokenLosses};
 pub use optimiser::{
-    AdamW, HostValues, OptimiserState, StatePart, Update, UpdateSums, optimiser_bytes,
+    AdamW, HostValues, MeasuredUpdate, OptimiserState, StatePart, Update, UpdateSums,
+    optimiser_bytes,
 };
+pub use readings::{ReadValues, Reading, Readings};
 #[cfg(test)]
 pub(super) use reference::rotate;

@@ -8,6 +8,8 @@ use std::ops::{Deref, Range};
 
 use candle_core::{CpuStorage, DType, Result, Storage, StorageRef, Tensor};
 
+use super::readings::{Reading, Readings};
+
 /// The settings of AdamW, which stay the same through a run.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamW {
@@ -30,7 +32,7 @@ pub struct Update {
     pub scale: f64,
     /// Number of this update, from 1, for the bias correction of the moments.
     pub number: u64,
-    /// Whether the caller reads the sums of the update, which a device would otherwise wait for.
+    /// Whether the caller reads the sums of the update, which a device would otherwise compute in vain.
     pub measured: bool,
 }
 
@@ -82,6 +84,41 @@ impl UpdateSums {
     }
 }
 
+/// The sums of an update that was measured.
+#[derive(Debug)]
+pub enum MeasuredUpdate {
+    /// Sums on the host.
+    Known(UpdateSums),
+    /// Sums on a device: of the weights before, and of their changes.
+    Waiting([Tensor; 2]),
+}
+
+impl MeasuredUpdate {
+    /// The sums of many updates, in their order. A device is waited for once.
+    pub fn read_all(updates: &[Self]) -> Result<Vec<UpdateSums>> {
+        let mut readings = Readings::default();
+        let wanted = updates.iter().map(|update| match update {
+            Self::Known(_) => Ok(None),
+            Self::Waiting(sums) => {
+                let [weights, changes] = sums;
+                Ok(Some((readings.want(weights)?, readings.want(changes)?)))
+            }
+        });
+        let wanted: Vec<Option<(Reading, Reading)>> = wanted.collect::<Result<_>>()?;
+        let read = readings.read()?;
+        let sum = |reading: &Reading| read.of(reading).iter().sum();
+        let sums = updates.iter().zip(&wanted).map(|pair| match pair {
+            (_, Some((weights, changes))) => UpdateSums {
+                weights: sum(weights),
+                changes: sum(changes),
+            },
+            (Self::Known(sums), None) => *sums,
+            (Self::Waiting(_), None) => UpdateSums::default(),
+        });
+        Ok(sums.collect())
+    }
+}
+
 /// One part of a parameter's optimiser state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StatePart {
@@ -101,14 +138,14 @@ pub trait OptimiserState: Debug + Send + Sync {
     /// Puts back what [`download`](Self::download) gave.
     fn upload(&mut self, part: StatePart, values: Vec<f32>) -> Result<()>;
 
-    /// Updates the parameter with its gradient. Without one, the gradient is zero. Returns sums over the parameter if the
-    /// update is measured.
+    /// Updates the parameter with its gradient. Without one, the gradient is zero. Returns sums over the parameter, which are
+    /// zero if the update is not measured and the sums are no by-product.
     fn update(
         &mut self,
         adamw: &AdamW,
         update: &Update,
         gradient: Option<&Tensor>,
-    ) -> Result<UpdateSums>;
+    ) -> Result<MeasuredUpdate>;
 
     /// Adds to the master weights, without moments.
     fn shift(&mut self, by: &[f32]) -> Result<()> {

@@ -39,12 +39,31 @@ pub enum TorchError {
         said: Vec<String>,
     },
     /// A GPU that torch does not find.
-    #[error("--device cuda: torch {torch} of {} finds no GPU", python.display())]
+    #[error(
+        "--device cuda{}: torch {torch} of {} finds {}",
+        number.map(|number| format!(":{number}")).unwrap_or_default(),
+        python.display(),
+        found_gpus(*gpus)
+    )]
     NoGpu {
         /// The Python.
         python: PathBuf,
         /// Version of PyTorch.
         torch: String,
+        /// Number of the GPU, from 0; `None` for any.
+        number: Option<usize>,
+        /// GPUs that torch finds.
+        gpus: usize,
+    },
+    /// More than one process on a GPU.
+    #[error(
+        "--nproc-per-node: --device cuda:{number} is one GPU, expected 1 process, found {found}"
+    )]
+    OneGpu {
+        /// Number of the GPU, from 0.
+        number: usize,
+        /// Processes of this node.
+        found: u64,
     },
     /// More processes on a node than it has GPUs.
     #[error(
@@ -151,6 +170,14 @@ pub enum TorchError {
     },
 }
 
+/// A number of GPUs in words.
+fn found_gpus(gpus: usize) -> String {
+    if gpus == 0 {
+        return "no GPU".to_owned();
+    }
+    format!("only {}", table::counted(gpus as u64, "GPU"))
+}
+
 /// Lines of another program, after a colon.
 fn quoted(lines: &[String]) -> String {
     if lines.is_empty() {
@@ -172,7 +199,11 @@ impl TorchError {
                 return (!command.is_empty()).then(|| format!("install it with: {command}").into());
             }
             Self::NoAnswer { .. } => "pass --python PATH of a Python that has torch",
-            Self::NoGpu { .. } => "pass --device cpu, or install a torch for this machine's driver",
+            Self::NoGpu { gpus: 0, .. } => {
+                "pass --device cpu, or install a torch for this machine's driver"
+            }
+            Self::NoGpu { .. } => "GPUs have numbers from 0; --device cuda trains on all of them",
+            Self::OneGpu { .. } => "leave out --nproc-per-node, or pass --device cuda",
             Self::FewGpus { .. } => "pass a smaller --nproc-per-node",
             Self::FewRows { .. } => {
                 "pass a larger --batch and a smaller --accumulate, or a smaller --nproc-per-node"

@@ -109,7 +109,7 @@ mod tests {
     fn words(launch: Launch) -> Vec<String> {
         let torch = TorchRequest {
             python: "/opt/my env/bin/python".into(),
-            device: TorchDevice::Cuda,
+            device: TorchDevice::Cuda(None),
             gpu_memory: None,
             processes: 8,
             launch: Launch::Here,

@@ -21,6 +21,8 @@ pub(super) struct Plan {
     settings: Map<String, Value>,
     operation: Value,
     device: &'static str,
+    /// The number of the GPU, where one was chosen.
+    gpu: Option<usize>,
     model: Value,
     /// The weight files of the checkpoint that training begins with.
     files: Vec<PathBuf>,
@@ -128,6 +130,7 @@ impl Plan {
                 "compile": torch.compile,
             }),
             device: torch.device.name(),
+            gpu: torch.device.number(),
             model: json!({"kind": "bam", "config": module.config}),
             files: parent
                 .files

@@ -114,10 +114,10 @@ def train(plan):
         text = f"torch {torch.__version__} cannot shard weights on the CPU, expected a newer torch, for example 2.15"
         raise Failure("torch-old", text, install=[*INSTALL, "--upgrade"])
     if plan["device"] == "cuda":
-        local = int(os.environ["LOCAL_RANK"])
+        local = int(os.environ["LOCAL_RANK"]) if plan["gpu"] is None else plan["gpu"]
         cards = torch.cuda.device_count()
         if local >= cards:
-            raise Failure("device", f"rank {local} of this machine has no card: torch {torch.__version__} sees {cards}")
+            raise Failure("device", f"this machine has no card {local}: torch {torch.__version__} sees {cards}")
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     torch.use_deterministic_algorithms(True, warn_only=True)

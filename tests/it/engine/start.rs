@@ -200,6 +200,44 @@ fn flags_of_the_engine_are_checked() {
 }
 
 #[test]
+fn one_gpu_of_several_trains() {
+    let gpus = PROBE.replace("[]", r#"["A","B"],"cuda_memory":[3000000,1000]"#);
+    let stage = Stage::answering(&gpus, "exit 7");
+    let on = |device: &str, processes: &str| {
+        let flags = [
+            "--steps",
+            "1",
+            "--device",
+            device,
+            "--nproc-per-node",
+            processes,
+        ];
+        // The helper names two processes already, and a flag may come once.
+        let mut command = command(&seed(), &stage.out(), &flags);
+        command.args(["--engine", "torch", "--force", "--python"]);
+        command.arg(stage.python());
+        finish(command)
+    };
+    let run = on("cuda:0", "1").refused(3, &["exit status: 7"]);
+    assert_eq!(stage.plan()["device"], "cuda");
+    assert_eq!(stage.plan()["gpu"], 0);
+    // The memory of the GPU that was named.
+    assert!(
+        run.stderr.contains("with 3.00 MB on the smallest GPU"),
+        "{run}"
+    );
+    on("cuda:1", "1").refused(3, &["exit status: 7"]);
+    assert_eq!(stage.plan()["gpu"], 1);
+    on("cuda", "2").refused(3, &["exit status: 7"]);
+    assert_eq!(stage.plan()["gpu"], Value::Null);
+    on("cuda:9", "1").refused(
+        3,
+        &["--device cuda:9: torch 2.9.1 of ", "finds only 2 GPUs"],
+    );
+    on("cuda:1", "2").refused(2, &["--device cuda:1 is one GPU", "--nproc-per-node"]);
+}
+
+#[test]
 fn nodes_find_each_other() {
     let endpoint = [
         "--nnodes",

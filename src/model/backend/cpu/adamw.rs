@@ -9,7 +9,8 @@ use rayon::prelude::*;
 
 use crate::model::backend::host::{PIECE, floats};
 use crate::model::backend::optimiser::{
-    AdamW, Constants, HeldValues, HostValues, OptimiserState, StatePart, Update, UpdateSums,
+    AdamW, Constants, HeldValues, HostValues, MeasuredUpdate, OptimiserState, StatePart, Update,
+    UpdateSums,
 };
 
 /// The state of a parameter on the CPU.
@@ -64,7 +65,7 @@ impl OptimiserState for HostState {
         adamw: &AdamW,
         update: &Update,
         gradient: Option<&Tensor>,
-    ) -> Result<UpdateSums> {
+    ) -> Result<MeasuredUpdate> {
         let constants = adamw.constants(update);
         let held = gradient.map(Tensor::storage_and_layout);
         let gradient = held.as_ref().map(floats).transpose()?;
@@ -76,17 +77,15 @@ impl OptimiserState for HostState {
                 work: Mutex::new((first, second, UpdateSums::default())),
             };
             self.var.inplace_op1(&update)?;
-            return Ok(update
-                .work
-                .into_inner()
-                .unwrap_or_else(PoisonError::into_inner)
-                .2);
+            let work = update.work.into_inner();
+            let (.., sums) = work.unwrap_or_else(PoisonError::into_inner);
+            return Ok(MeasuredUpdate::Known(sums));
         };
 
         let sums = kernel(&constants, master, first, second, gradient);
         let rounded = Tensor::from_slice(master, self.var.shape(), self.var.device())?;
         self.var.set(&rounded.to_dtype(self.var.dtype())?)?;
-        Ok(sums)
+        Ok(MeasuredUpdate::Known(sums))
     }
 }
 
@@ -245,6 +244,7 @@ mod tests {
                 let values: Vec<f32> = (0..elements).map(|i| gradient(update.number, i)).collect();
                 let values = Tensor::from_vec(values, elements, &Device::Cpu).unwrap();
                 let sums = state.update(&adamw, update, Some(&values)).unwrap();
+                let sums = MeasuredUpdate::read_all(&[sums]).unwrap()[0];
                 assert!(sums.weights > 0.0 && sums.changes > 0.0);
             }
             let found = state.download(StatePart::Master).unwrap().to_vec();

@@ -4,6 +4,7 @@ use candle_core::{Device, Result, Shape, Tensor, Var};
 
 use super::steps::TrainSteps;
 use crate::model::backend::gradients::Gradients;
+use crate::model::backend::host::Residence;
 use crate::model::backend::operations::OperationRecord;
 use crate::model::backend::reference::{Subgraph, losses, route};
 use crate::model::modules::Router;
@@ -36,7 +37,7 @@ pub(super) fn recorded(
     let routing = route(&TrainSteps, router, &input, top_k, dropped)?;
     let (weighted, loss) = match wanted {
         Some(wanted) => {
-            let (weighted, loss) = losses(&routing, wanted)?;
+            let (weighted, loss) = losses(&routing, wanted, Residence::Host)?;
             (Some(weighted), Some(loss))
         }
         None => (None, None),

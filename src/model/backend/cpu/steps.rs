@@ -6,8 +6,8 @@ use rayon::prelude::*;
 use super::kernels::silu_multiply;
 use super::{attend_cached, norm, product};
 use crate::family::Activation;
-use crate::model::backend::host::floats;
-use crate::model::backend::reference::{CandleSteps, Steps};
+use crate::model::backend::host::{Residence, floats};
+use crate::model::backend::reference::{CandleSteps, Scores, Steps, attend_in_groups};
 use crate::model::modules::{Attention, Linear, Matrix, Norm};
 use crate::model::params::Mode;
 use crate::model::pass::Pass;
@@ -27,6 +27,18 @@ impl Steps for TrainSteps {
     fn norm(&self, norm: &Norm, x: &Tensor) -> Result<Tensor> {
         norm::in_graph(norm, x)
     }
+
+    /// All scores at once are faster here, and few families come this way.
+    fn attend(
+        &self,
+        attention: &Attention,
+        queries: &Tensor,
+        keys: &Tensor,
+        values: &Tensor,
+        pass: &Pass,
+    ) -> Result<Tensor> {
+        attend_in_groups(attention, queries, keys, values, pass, Scores::Kept)
+    }
 }
 
 /// The steps of inference. Matrices may stay in the pages of their files.
@@ -34,7 +46,10 @@ impl Steps for TrainSteps {
 pub(in crate::model::backend) struct InferSteps;
 
 /// Steps without kernels.
-const CANDLE: CandleSteps = CandleSteps { mode: Mode::Infer };
+const CANDLE: CandleSteps = CandleSteps {
+    mode: Mode::Infer,
+    residence: Residence::Host,
+};
 
 impl Steps for InferSteps {
     fn mode(&self) -> Mode {

@@ -6,6 +6,7 @@ use super::steps::TrainSteps;
 use super::support::{unsupported_attention, unsupported_mlp};
 use super::{attention, loss, mlp, norm, router, shared};
 use crate::model::backend::gradients::Gradients;
+use crate::model::backend::host::Residence;
 use crate::model::backend::operations::{
     Computed, OperationRecord, Operations, Routed, TokenLosses,
 };
@@ -161,7 +162,7 @@ fn routed_experts(
         let (output, routing) = experts(&TrainSteps, layer, &input, pass)?;
         let (weighted, loss) = match wanted {
             Some(wanted) => {
-                let (weighted, loss) = losses(&routing, wanted)?;
+                let (weighted, loss) = losses(&routing, wanted, Residence::Host)?;
                 (Some(weighted), Some(loss))
             }
             None => (None, None),

@@ -2,8 +2,9 @@
 
 use candle_core::{DType, Result, Tensor, Var};
 
+use crate::model::backend::gradients::sum_of_squares;
 use crate::model::backend::optimiser::{
-    AdamW, HostValues, OptimiserState, StatePart, Update, UpdateSums,
+    AdamW, HostValues, MeasuredUpdate, OptimiserState, StatePart, Update, UpdateSums,
 };
 
 /// The state of a parameter on its device.
@@ -63,7 +64,7 @@ impl OptimiserState for DeviceState {
         adamw: &AdamW,
         update: &Update,
         gradient: Option<&Tensor>,
-    ) -> Result<UpdateSums> {
+    ) -> Result<MeasuredUpdate> {
         let c = adamw.constants(update);
         let gradient = match gradient {
             Some(gradient) => (gradient * f64::from(c.scale))?,
@@ -83,17 +84,27 @@ impl OptimiserState for DeviceState {
         };
         let new =
             ((&old * f64::from(c.keep))? - (self.first.div(&root)? * f64::from(c.rate))?)?.detach();
-        let mut sums = UpdateSums::default();
-        if update.measured {
-            let squares = |x: &Tensor| x.sqr()?.sum_all()?.to_scalar::<f32>().map(f64::from);
-            sums.weights = squares(&old)?;
-            sums.changes = squares(&(&new - &old)?)?;
-        }
+        let sums = if update.measured {
+            MeasuredUpdate::Waiting([sum_of_squares(&old)?, sum_of_squares(&(&new - &old)?)?])
+        } else {
+            MeasuredUpdate::Known(UpdateSums::default())
+        };
 
         self.var.set(&new.to_dtype(self.var.dtype())?)?;
         if self.master.is_some() {
             self.master = Some(new);
         }
         Ok(sums)
+    }
+
+    fn shift(&mut self, by: &[f32]) -> Result<()> {
+        let by = Tensor::from_slice(by, self.var.shape(), self.var.device())?;
+        let old = self.master.as_ref().unwrap_or(self.var.as_tensor());
+        let new = (old + by)?.detach();
+        self.var.set(&new.to_dtype(self.var.dtype())?)?;
+        if self.master.is_some() {
+            self.master = Some(new);
+        }
+        Ok(())
     }
 }

@@ -3,11 +3,13 @@
 use candle_core::{Result, Tensor, Var};
 
 use super::attend::multiplied;
+use super::norm::at_least_f32;
 use super::router::losses;
 use super::steps::{CandleSteps, Steps};
 use super::subgraph::Subgraph;
 use super::{attention, feed_forward, loss};
 use crate::model::backend::gradients::Gradients;
+use crate::model::backend::host::Residence;
 use crate::model::backend::operations::{
     Computed, OperationRecord, Operations, Routed, TokenLosses,
 };
@@ -31,8 +33,8 @@ impl<S> Composed<S> {
 pub(in crate::model::backend) type Reference = Composed<CandleSteps>;
 
 impl Reference {
-    pub(in crate::model::backend) fn new(mode: Mode) -> Self {
-        Self(CandleSteps { mode })
+    pub(in crate::model::backend) fn new(mode: Mode, residence: Residence) -> Self {
+        Self(CandleSteps { mode, residence })
     }
 }
 
@@ -76,10 +78,11 @@ impl<S: Steps> Operations for Composed<S> {
         gradients: &mut Gradients,
     ) -> Result<()> {
         let table = table.tensor()?;
-        let grad_table =
-            table
-                .zeros_like()?
-                .index_add(&ids.flatten_all()?, &grad_output.flatten(0, 1)?, 0)?;
+        // A frequent token adds up thousands of rows, which half precision would lose one after another.
+        let dtype = at_least_f32(grad_output.dtype());
+        let grad_rows = grad_output.flatten(0, 1)?.to_dtype(dtype)?;
+        let grad_table = Tensor::zeros(table.shape(), dtype, table.device())?;
+        let grad_table = grad_table.index_add(&ids.flatten_all()?, &grad_rows, 0)?;
         gradients.add(table, &grad_table)
     }
 
@@ -120,7 +123,7 @@ impl<S: Steps> Operations for Composed<S> {
         let (output, routing) = feed_forward::forward(&self.0, feed_forward, &h, pass)?;
         let (weighted, loss) = match (&routing, wanted) {
             (Some(routing), Some(wanted)) => {
-                let (weighted, loss) = losses(routing, wanted)?;
+                let (weighted, loss) = losses(routing, wanted, self.0.residence())?;
                 (Some(weighted), Some(loss))
             }
             _ => (None, None),
@@ -168,5 +171,50 @@ impl<S: Steps> Operations for Composed<S> {
         gradients: &mut Gradients,
     ) -> Result<Tensor> {
         record.backward(grad_output, grad_input, gradients)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+    use half::bf16;
+
+    use super::*;
+
+    /// A thousand rows of one token: half precision would stop counting at 256.
+    #[test]
+    fn the_gradient_of_a_frequent_token_is_the_sum_of_its_rows() {
+        let (tokens, hidden, frequent) = (1010, 3, 2u32);
+        let value = |token: usize, column: usize| {
+            bf16::from_f64(1.0 + ((token * 37 + column * 11) % 128) as f64 / 128.0)
+        };
+        let token = |i: usize| if i % 101 == 0 { 0 } else { frequent };
+        let ids: Vec<u32> = (0..tokens).map(token).collect();
+        assert_eq!(ids.iter().filter(|id| **id == frequent).count(), 1000);
+        let rows: Vec<bf16> = (0..tokens)
+            .flat_map(|i| (0..hidden).map(move |column| value(i, column)))
+            .collect();
+        let exact = |id: u32, column: usize| -> f64 {
+            let own = (0..tokens).filter(|i| ids[*i] == id);
+            own.map(|i| value(i, column).to_f64()).sum()
+        };
+
+        let table = Var::zeros((4, hidden), DType::BF16, &Device::Cpu).unwrap();
+        let ids_tensor = Tensor::new(&ids[..], &Device::Cpu).unwrap();
+        let ids_tensor = ids_tensor.reshape((2, tokens / 2)).unwrap();
+        let grad_output = Tensor::from_vec(rows, (2, tokens / 2, hidden), &Device::Cpu).unwrap();
+        for residence in [Residence::Host, Residence::Device] {
+            let mut gradients = Gradients::new([&table], residence);
+            let matrix = Matrix::Variable(table.as_tensor().clone());
+            Reference::new(Mode::Train, residence)
+                .embed_backward(&matrix, &ids_tensor, &grad_output, &mut gradients)
+                .unwrap();
+            let found = gradients.get(0).unwrap().to_vec2::<f32>().unwrap();
+            for (id, row) in found.iter().enumerate() {
+                for (column, found) in row.iter().enumerate() {
+                    assert_eq!(*found, exact(id as u32, column) as f32, "{id} {column}");
+                }
+            }
+        }
     }
 }

@@ -98,6 +98,9 @@ fn all_experts<S: Steps>(
 }
 
 /// Each expert gathers its tokens. The weighted outputs return to the order of the tokens and are added up.
+///
+/// The number of an expert's tokens is the shape of its tensors, so the host reads the choice. On a device, this is the only
+/// look at numbers within a step.
 fn chosen_experts<S: Steps>(
     steps: &S,
     experts: &[Mlp],
@@ -109,49 +112,84 @@ fn chosen_experts<S: Steps>(
     let h = h.reshape((tokens, hidden))?;
     let gates = routing.gates.to_dtype(h.dtype())?.flatten_all()?;
     let k = routing.chosen.dim(D::Minus1)?;
-    let chosen = routing.chosen.reshape((tokens, k))?.to_vec2::<u32>()?;
-    let mut of_expert = vec![Vec::new(); experts.len()];
-    for (token, chosen) in chosen.iter().enumerate() {
-        for (slot, expert) in chosen.iter().enumerate() {
-            of_expert[*expert as usize].push((token, slot));
-        }
-    }
+    let order = ExpertOrder::of(&routing.chosen, experts.len())?;
 
-    let (mut outputs, mut place) = (Vec::new(), vec![0u32; tokens * k]);
+    let mut outputs = Vec::new();
     let mut done = 0;
-    for (number, (expert, list)) in experts.iter().zip(&of_expert).enumerate() {
-        if list.is_empty() {
+    for (expert, count) in experts.iter().zip(&order.counts) {
+        if *count == 0 {
             continue;
         }
-        for (token, slot) in list {
-            place[token * k + slot] = done;
-            done += 1;
-        }
-        let own: Vec<u32> = list.iter().map(|(token, _)| *token as u32).collect();
-        let gate_places: Vec<u32> = own
-            .iter()
-            .map(|token| token * experts.len() as u32 + number as u32)
-            .collect();
-        let all_in_order = own.len() == tokens && k == 1;
+        let all_in_order = *count == tokens && k == 1;
         let x = if all_in_order {
             h.clone()
         } else {
-            h.index_select(&Tensor::new(own, h.device())?, 0)?
+            h.index_select(&order.tokens.narrow(0, done, *count)?, 0)?
         };
         let gate = gates
-            .index_select(&Tensor::new(gate_places, h.device())?, 0)?
+            .index_select(&order.gates.narrow(0, done, *count)?, 0)?
             .unsqueeze(1)?;
         outputs.push(network(steps, expert, &x)?.broadcast_mul(&gate)?);
         if all_in_order {
             return outputs[0].reshape((batch, seq, hidden));
         }
+        done += count;
     }
 
-    let outputs = Tensor::cat(&outputs, 0)?.index_select(&Tensor::new(place, h.device())?, 0)?;
+    let outputs = Tensor::cat(&outputs, 0)?.index_select(&order.places, 0)?;
     let summed = if k == 1 {
         outputs
     } else {
         outputs.reshape((tokens, k, hidden))?.sum(1)?
     };
     summed.reshape((batch, seq, hidden))
+}
+
+/// The choices of all tokens, expert by expert, and for one expert in the order of the tokens.
+struct ExpertOrder {
+    /// Choices of each expert.
+    counts: Vec<usize>,
+    /// The token of each choice.
+    tokens: Tensor,
+    /// Where the gate of each choice is among all gates, token by token.
+    gates: Tensor,
+    /// Where each choice of each token is in this order.
+    places: Tensor,
+}
+
+impl ExpertOrder {
+    /// Of `chosen` `[batch, seq, k]`. All places go to the device in one upload.
+    fn of(chosen: &Tensor, experts: usize) -> Result<Self> {
+        let (batch, seq, k) = chosen.dims3()?;
+        let choices = chosen.flatten_all()?.to_vec1::<u32>()?;
+        let mut counts = vec![0; experts];
+        choices
+            .iter()
+            .for_each(|expert| counts[*expert as usize] += 1);
+        let mut next: Vec<usize> = counts
+            .iter()
+            .scan(0, |first, count| {
+                *first += count;
+                Some(*first - count)
+            })
+            .collect();
+
+        let length = batch * seq * k;
+        let mut all = vec![0u32; 3 * length];
+        for (choice, expert) in choices.iter().enumerate() {
+            let token = choice / k;
+            let place = next[*expert as usize];
+            next[*expert as usize] += 1;
+            all[place] = token as u32;
+            all[length + place] = (token * experts) as u32 + expert;
+            all[2 * length + choice] = place as u32;
+        }
+        let all = Tensor::from_vec(all, 3 * length, chosen.device())?;
+        Ok(Self {
+            counts,
+            tokens: all.narrow(0, 0, length)?,
+            gates: all.narrow(0, length, length)?,
+            places: all.narrow(0, 2 * length, length)?,
+        })
+    }
 }

@@ -6,11 +6,9 @@ use super::attend::soft_capped;
 use super::norm::at_least_f32;
 use super::steps::Steps;
 use crate::model::backend::gradients::Gradients;
+use crate::model::backend::host::Residence;
 use crate::model::backend::operations::TokenLosses;
 use crate::model::modules::Head;
-
-/// Logits in memory at once, at most: 32 MiB of float32.
-const LOGITS: usize = 1 << 23;
 
 /// Logits `[.., vocab]` of `x` `[.., hidden]`, in float32 at least.
 pub(super) fn logits<S: Steps>(steps: &S, head: &Head, x: &Tensor) -> Result<Tensor> {
@@ -34,14 +32,15 @@ pub(super) fn next_token<S: Steps>(
     weights: &[f32],
     gradients: &mut Gradients,
 ) -> Result<TokenLosses<Tensor>> {
-    let chunk = chunk_rows(head)?;
+    let chunk = chunk_rows(head, steps.residence())?;
+    let targets = targets_of(targets, x)?;
+    let weights = Tensor::new(weights, x.device())?;
     let (mut nll, mut grad_x) = (Vec::new(), Vec::new());
-    for (number, (targets, weights)) in targets.chunks(chunk).zip(weights.chunks(chunk)).enumerate()
-    {
-        let rows = Var::from_tensor(&x.narrow(0, number * chunk, targets.len())?)?;
+    for (first, count) in chunks(x, chunk)? {
+        let rows = Var::from_tensor(&x.narrow(0, first, count)?)?;
         let logits = logits(steps, head, &rows)?;
-        let weights = Tensor::new(weights, logits.device())?.to_dtype(logits.dtype())?;
-        let losses = negative_log_likelihoods(&logits, targets)?;
+        let weights = weights.narrow(0, first, count)?.to_dtype(logits.dtype())?;
+        let losses = negative_log_likelihoods(&logits, &targets.narrow(0, first, count)?)?;
         nll.push(losses.detach().to_dtype(DType::F32)?);
 
         let mut store = (losses * weights)?.sum_all()?.backward()?;
@@ -64,23 +63,44 @@ pub(super) fn likelihoods<S: Steps>(
     x: &Tensor,
     targets: &[u32],
 ) -> Result<Tensor> {
-    let chunk = chunk_rows(head)?;
+    let chunk = chunk_rows(head, steps.residence())?;
+    let targets = targets_of(targets, x)?;
     let mut found = Vec::new();
-    for (number, targets) in targets.chunks(chunk).enumerate() {
-        let rows = x.narrow(0, number * chunk, targets.len())?;
+    for (first, count) in chunks(x, chunk)? {
+        let rows = x.narrow(0, first, count)?;
         let logits = logits(steps, head, &rows)?.detach();
-        found.push(negative_log_likelihoods(&logits, targets)?.to_dtype(DType::F32)?);
+        let losses = negative_log_likelihoods(&logits, &targets.narrow(0, first, count)?)?;
+        found.push(losses.to_dtype(DType::F32)?);
     }
     Tensor::cat(&found, 0)
 }
 
 /// Rows whose logits are in memory at once.
-fn chunk_rows(head: &Head) -> Result<usize> {
-    Ok((LOGITS / head.weight.rows()?.max(1)).clamp(16, 4096))
+fn chunk_rows(head: &Head, residence: Residence) -> Result<usize> {
+    let rows = residence.limits().logits / head.weight.rows()?.max(1);
+    Ok(match residence {
+        Residence::Host => rows.clamp(16, 4096),
+        Residence::Device => rows.max(16),
+    })
 }
 
-/// Of logits `[rows, vocab]`, `[rows]`.
-fn negative_log_likelihoods(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
-    let targets = Tensor::new(targets, logits.device())?.unsqueeze(1)?;
-    logits.log_sum_exp(D::Minus1)? - logits.gather(&targets, 1)?.squeeze(1)?
+/// The first row of each chunk of `x`, and its number of rows.
+fn chunks(x: &Tensor, chunk: usize) -> Result<impl Iterator<Item = (usize, usize)>> {
+    let rows = x.dim(0)?;
+    let firsts = (0..rows).step_by(chunk);
+    Ok(firsts.map(move |first| (first, chunk.min(rows - first))))
+}
+
+/// The targets `[rows]` of the rows of `x`, on its device. One upload is for all chunks.
+fn targets_of(targets: &[u32], x: &Tensor) -> Result<Tensor> {
+    if targets.len() != x.dim(0)? {
+        candle_core::bail!("expected a target for each of {} rows", x.dim(0)?);
+    }
+    Tensor::new(targets, x.device())
+}
+
+/// Of logits `[rows, vocab]` and targets `[rows]`, `[rows]`.
+fn negative_log_likelihoods(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
+    let of_target = logits.gather(&targets.unsqueeze(1)?, 1)?.squeeze(1)?;
+    logits.log_sum_exp(D::Minus1)? - of_target
 }

@@ -5,6 +5,7 @@
 
 mod adamw;
 mod attend;
+mod attend_blocks;
 mod attention;
 mod composed;
 mod feed_forward;
@@ -19,6 +20,7 @@ mod steps;
 mod subgraph;
 
 pub(super) use adamw::DeviceState;
+pub(super) use attend::{Scores, attend_in_groups};
 pub(super) use composed::{Composed, Reference};
 pub(super) use feed_forward::{experts, network};
 pub(super) use router::{losses, route};

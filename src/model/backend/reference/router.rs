@@ -5,8 +5,9 @@ use candle_nn::ops::{sigmoid, softmax};
 
 use super::norm::at_least_f32;
 use super::steps::Steps;
+use crate::model::backend::host::Residence;
 use crate::model::modules::{Bias, Gates, Matrix, Router};
-use crate::model::router::{LoadBalance, RouterLoss, RouterLosses, Routing, chosen_counts};
+use crate::model::router::{LoadBalance, RouterLoss, RouterLosses, Routing};
 
 /// The gates of `h` `[batch, seq, hidden]`; `top_k` replaces the router's own.
 pub(in crate::model::backend) fn route<S: Steps + ?Sized>(
@@ -67,9 +68,9 @@ pub(in crate::model::backend) fn route<S: Steps + ?Sized>(
             let scores = probabilities
                 .detach()
                 .broadcast_add(&bias.detach().to_dtype(dtype)?)?;
-            largest(&without_dropped(scores)?, top_k)?
+            largest(&without_dropped(scores)?, top_k, steps.residence())?
         }
-        Bias::None | Bias::Logits(_) => largest(&probabilities, top_k)?,
+        Bias::None | Bias::Logits(_) => largest(&probabilities, top_k, steps.residence())?,
     };
     let mut gates = (&probabilities * mask)?;
     if router.normalise {
@@ -111,11 +112,18 @@ fn router_logits<S: Steps + ?Sized>(steps: &S, router: &Router, h: &Tensor) -> R
 
 /// The `k` largest of each token's scores: their numbers `[batch, seq, k]`, and a mask of ones and zeros.
 ///
-/// They are chosen on the host, where ties go to the lower number. The choice itself has no gradient.
-fn largest(scores: &Tensor, k: usize) -> Result<(Tensor, Tensor)> {
+/// Ties go to the lower number. The choice itself has no gradient.
+fn largest(scores: &Tensor, k: usize, residence: Residence) -> Result<(Tensor, Tensor)> {
+    let scores = scores.detach();
+    match residence {
+        Residence::Host => largest_on_host(&scores, k),
+        Residence::Device => largest_on_device(&scores, k),
+    }
+}
+
+fn largest_on_host(scores: &Tensor, k: usize) -> Result<(Tensor, Tensor)> {
     let (batch, seq, experts) = scores.dims3()?;
     let rows = scores
-        .detach()
         .to_dtype(DType::F64)?
         .reshape((batch * seq, experts))?
         .to_vec2::<f64>()?;
@@ -135,25 +143,54 @@ fn largest(scores: &Tensor, k: usize) -> Result<(Tensor, Tensor)> {
     Ok((chosen, mask))
 }
 
+/// The same without a look at the scores: one maximum after the other, of equal ones the first. A NaN is a largest score, as on
+/// the host.
+fn largest_on_device(scores: &Tensor, k: usize) -> Result<(Tensor, Tensor)> {
+    let (device, dtype, shape) = (scores.device(), scores.dtype(), scores.shape());
+    let everywhere = |value: f64| {
+        Tensor::new(value, device)?
+            .to_dtype(dtype)?
+            .broadcast_as(shape)
+    };
+    let experts = scores.dim(D::Minus1)? as u32;
+    let numbers = Tensor::arange(0, experts, device)?.to_dtype(dtype)?;
+    let numbers = numbers.broadcast_as(shape)?.contiguous()?;
+    let (most, least) = (everywhere(f64::INFINITY)?, everywhere(f64::NEG_INFINITY)?);
+    let last = everywhere(f64::from(experts - 1))?;
+
+    let mut left = scores.eq(scores)?.where_cond(scores, &most)?;
+    let mut chosen = Vec::with_capacity(k);
+    let mut mask = scores.zeros_like()?;
+    for _ in 0..k {
+        let is_most = left.broadcast_eq(&left.max_keepdim(D::Minus1)?)?;
+        let first = is_most.where_cond(&numbers, &last)?;
+        let first = first.min_keepdim(D::Minus1)?;
+        let is_first = numbers.broadcast_eq(&first)?;
+        left = is_first.where_cond(&least, &left)?;
+        mask = (mask + is_first.to_dtype(dtype)?)?;
+        chosen.push(first);
+    }
+    let chosen = Tensor::cat(&chosen, D::Minus1)?.to_dtype(DType::U32)?;
+    Ok((chosen, mask))
+}
+
 /// The losses of a feed-forward router (BAM, section 3.3, equation 2): their weighted sum in the graph, and each outside it.
 ///
 /// With k experts per token, the `f` of hard balance sum to k, as they do in transformers.
 pub(in crate::model::backend) fn losses(
     routing: &Routing,
     wanted: &RouterLosses,
+    residence: Residence,
 ) -> Result<(Tensor, RouterLoss)> {
     let experts = routing.probabilities.dim(2)?;
     let tokens = routing.chosen.dim(0)? * routing.chosen.dim(1)?;
     let probabilities = routing.probabilities.flatten(0, 1)?.mean(0)?;
+    let counts = counts(&routing.chosen, experts, residence)?;
     let share = match wanted.kind {
-        LoadBalance::Hard => {
-            let share: Vec<f64> = chosen_counts(&routing.chosen, experts)?
-                .iter()
-                .map(|count| *count as f64 / tokens as f64)
-                .collect();
-            Tensor::from_vec(share, experts, probabilities.device())?
-                .to_dtype(probabilities.dtype())?
-        }
+        LoadBalance::Hard => (counts
+            .to_dtype(DType::F64)?
+            .broadcast_div(&Tensor::new(tokens as f64, counts.device())?)?)
+        .to_dtype(probabilities.dtype())?,
         LoadBalance::Soft => routing.gates.flatten(0, 1)?.mean(0)?,
     };
     let load_balance = ((probabilities * share)?.sum_all()? * experts as f64)?;
@@ -162,10 +199,24 @@ pub(in crate::model::backend) fn losses(
     let loss = RouterLoss {
         load_balance: load_balance.detach(),
         z: z.detach(),
-        chosen: routing.chosen.detach(),
-        experts,
+        counts,
     };
     Ok((weighted, loss))
+}
+
+/// The number (u32) of tokens that chose each expert `[experts]`.
+fn counts(chosen: &Tensor, experts: usize, residence: Residence) -> Result<Tensor> {
+    let (chosen, device) = (chosen.detach().flatten_all()?, chosen.device());
+    if residence == Residence::Host {
+        let mut counts = vec![0u32; experts];
+        for expert in chosen.to_vec1::<u32>()? {
+            counts[expert as usize] += 1;
+        }
+        return Tensor::from_vec(counts, experts, device);
+    }
+    let all = Tensor::arange(0, experts as u32, device)?;
+    let one_hot = chosen.unsqueeze(1)?.broadcast_eq(&all)?;
+    one_hot.to_dtype(DType::U32)?.sum(0)
 }
 
 #[cfg(test)]
@@ -173,10 +224,11 @@ mod tests {
     use candle_core::{Device, Var};
 
     use super::*;
+    use crate::model::backend::readings::Readings;
 
     fn routing(logits: &Tensor, k: usize) -> Routing {
         let probabilities = softmax(logits, D::Minus1).unwrap();
-        let (chosen, mask) = largest(&probabilities, k).unwrap();
+        let (chosen, mask) = largest(&probabilities, k, Residence::Host).unwrap();
         Routing {
             logits: logits.clone(),
             gates: (&probabilities * mask).unwrap(),
@@ -224,13 +276,55 @@ mod tests {
                 z: 0.25,
                 share: 0.5,
             };
-            let (weighted, loss) = losses(&routing(&tensor, 2), &wanted).unwrap();
-            let found = loss.download().unwrap();
+            let routing = routing(&tensor, 2);
+            let (weighted, loss) = losses(&routing, &wanted, Residence::Host).unwrap();
+            let on_device = losses(&routing, &wanted, Residence::Device).unwrap();
+            let mut readings = Readings::default();
+            let [loss, on_device] =
+                [loss, on_device.1].map(|loss| loss.want(&mut readings).unwrap());
+            let read = readings.read().unwrap();
+            let found = loss.values(&read);
+            assert_eq!(found, on_device.values(&read));
             assert!((found.load_balance - expected).abs() < 1e-12, "{kind:?}");
             assert!((found.z - z).abs() < 1e-12);
             assert_eq!(found.chosen.iter().sum::<u64>(), 2 * tokens as u64);
             let weighted = weighted.to_scalar::<f64>().unwrap();
             assert!((weighted - 0.5 * (0.5 * expected + 0.25 * z)).abs() < 1e-12);
+        }
+    }
+
+    #[test]
+    fn a_device_chooses_as_the_host_does() {
+        // Many ties, in every place; the last rows have experts that are left out, infinities and NaN.
+        let rows = 64;
+        let mut values: Vec<f64> = (0..rows * 6)
+            .map(|i| f64::from((i * 7919 + i / 5) % 3) / 4.0)
+            .collect();
+        values.extend([0.5; 6]);
+        values.extend([f64::NEG_INFINITY, 0.1, f64::NEG_INFINITY, 0.1, 0.1, 0.3]);
+        values.extend([0.2, f64::INFINITY, f64::INFINITY, 0.0, -0.5, 0.0]);
+        values.extend([0.2, 0.9, f64::NAN, 0.0, f64::NAN, 0.0]);
+        for dtype in [DType::F32, DType::F64] {
+            let scores = Tensor::from_vec(
+                values.clone(),
+                (2, (rows + 4) as usize / 2, 6),
+                &Device::Cpu,
+            );
+            let scores = scores.unwrap().to_dtype(dtype).unwrap();
+            for k in 1..=4 {
+                let (chosen, mask) = largest(&scores, k, Residence::Host).unwrap();
+                let (found, found_mask) = largest(&scores, k, Residence::Device).unwrap();
+                let numbers = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<u32>().unwrap();
+                assert_eq!(numbers(&found), numbers(&chosen), "{dtype:?} {k}");
+                let ones = |t: &Tensor| numbers(&t.to_dtype(DType::U32).unwrap());
+                assert_eq!(ones(&found_mask), ones(&mask), "{dtype:?} {k}");
+            }
+        }
+        let even = Tensor::ones((1, 1, 5), DType::F32, &Device::Cpu).unwrap();
+        for residence in [Residence::Host, Residence::Device] {
+            let (chosen, _) = largest(&even, 3, residence).unwrap();
+            let chosen = chosen.flatten_all().unwrap().to_vec1::<u32>().unwrap();
+            assert_eq!(chosen, [0, 1, 2]);
         }
     }
 
@@ -244,7 +338,11 @@ mod tests {
                 z: 0.3,
                 share: 1.0,
             };
-            let weighted = |logits: &Tensor| losses(&routing(logits, 2), &wanted).unwrap().0;
+            let weighted = |logits: &Tensor| {
+                losses(&routing(logits, 2), &wanted, Residence::Host)
+                    .unwrap()
+                    .0
+            };
             let var = Var::from_vec(values.clone(), (1, 5, 3), &Device::Cpu).unwrap();
             let store = weighted(var.as_tensor()).backward().unwrap();
             let gradient = store

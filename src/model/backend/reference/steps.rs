@@ -4,8 +4,10 @@ use std::fmt::Debug;
 
 use candle_core::{Result, Tensor};
 
-use super::{attend, gelu, linear, norm};
+use super::attend::{Scores, attend_in_groups};
+use super::{gelu, linear, norm};
 use crate::family::Activation;
+use crate::model::backend::host::Residence;
 use crate::model::modules::{Attention, Linear, Matrix, Norm};
 use crate::model::params::Mode;
 use crate::model::pass::Pass;
@@ -14,6 +16,11 @@ use crate::model::pass::Pass;
 pub(in crate::model::backend) trait Steps: Debug + Send + Sync {
     /// Whether gradients flow through the steps.
     fn mode(&self) -> Mode;
+
+    /// Where the numbers are; on the host, a step may look at them.
+    fn residence(&self) -> Residence {
+        Residence::Host
+    }
 
     /// The rows of `table` for a vector of token ids.
     fn select(&self, table: &Matrix, ids: &Tensor) -> Result<Tensor> {
@@ -66,7 +73,11 @@ pub(in crate::model::backend) trait Steps: Debug + Send + Sync {
         values: &Tensor,
         pass: &Pass,
     ) -> Result<Tensor> {
-        attend::attend_in_groups(attention, queries, keys, values, pass, self.mode())
+        let scores = match self.mode() {
+            Mode::Infer => Scores::Forgotten,
+            Mode::Train => Scores::Recomputed(self.residence()),
+        };
+        attend_in_groups(attention, queries, keys, values, pass, scores)
     }
 
     /// `act(gate) · up`.
@@ -79,11 +90,16 @@ pub(in crate::model::backend) trait Steps: Debug + Send + Sync {
 #[derive(Debug, Clone)]
 pub(in crate::model::backend) struct CandleSteps {
     pub(in crate::model::backend) mode: Mode,
+    pub(in crate::model::backend) residence: Residence,
 }
 
 impl Steps for CandleSteps {
     fn mode(&self) -> Mode {
         self.mode
+    }
+
+    fn residence(&self) -> Residence {
+        self.residence
     }
 }
 

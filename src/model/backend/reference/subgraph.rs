@@ -3,6 +3,7 @@
 use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, Var};
 
+use super::outside::with_gradient;
 use crate::model::backend::gradients::Gradients;
 use crate::model::backend::operations::OperationRecord;
 
@@ -71,14 +72,17 @@ impl OperationRecord for Subgraph {
 }
 
 /// The gradient of a variable out of the store; zero where nothing depends on it.
-fn taken(store: &mut GradStore, var: &Var) -> Result<Tensor> {
+pub(super) fn taken(store: &mut GradStore, var: &Var) -> Result<Tensor> {
     match store.remove(var) {
         Some(gradient) => Ok(gradient.detach()),
         None => var.zeros_like(),
     }
 }
 
-/// A scalar whose gradient with respect to `x` is `gradient`.
-fn seeded(x: &Tensor, gradient: &Tensor) -> Result<Tensor> {
-    (x * gradient)?.sum_all()
+/// A scalar whose gradient with respect to `x` is `gradient`, as a term of a sum that is differentiated. Nothing reads the
+/// scalar itself, so it is zero.
+pub(super) fn seeded(x: &Tensor, gradient: &Tensor) -> Result<Tensor> {
+    let zero = Tensor::zeros((), x.dtype(), x.device())?;
+    let gradient = gradient.clone();
+    with_gradient(x, &zero, move |_, _| Ok(gradient.clone()))
 }

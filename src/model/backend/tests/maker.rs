@@ -11,7 +11,7 @@ use crate::model::modules::{
     Attention, Bias, Experts, FeedForward, Gates, Heads, KeyValue, LayerRotation, Linear, Matrix,
     Mlp, Norm, Router, SharedExpert,
 };
-use crate::model::pass::{AttentionMask, Pass};
+use crate::model::pass::{AttentionMask, KeptMasks, Pass};
 use crate::model::rope::{Rotation, Rotations};
 use crate::model::router::{LoadBalance, Overrides};
 
@@ -242,7 +242,7 @@ impl Maker {
             },
             dtype: self.dtype,
             device: Device::Cpu,
-            masks: RefCell::default(),
+            masks: KeptMasks::default(),
         }
     }
 }

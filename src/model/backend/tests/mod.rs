@@ -4,20 +4,22 @@
 mod maker;
 mod tables;
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use candle_core::{D, DType, Device, Tensor, Var};
 
 use super::cpu::{self, HostState};
 use super::gradients::Gradients;
+use super::host::Residence;
 use super::operations::{OperationRecord, Routed, TensorOperations};
-use super::optimiser::{AdamW, OptimiserState, StatePart, Update};
+use super::optimiser::{AdamW, MeasuredUpdate, OptimiserState, StatePart, Update};
+use super::readings::Readings;
 use super::reference::{DeviceState, Reference};
 use crate::family::NormType;
 use crate::model::cache::LayerCache;
 use crate::model::modules::{Head, Norm};
 use crate::model::params::Mode;
+use crate::model::pass::KeptMasks;
 use crate::model::router::RouterLosses;
 use maker::{Features, HIDDEN, Maker, SHAPES};
 use tables::{attention_table, feed_forward_table};
@@ -60,8 +62,12 @@ fn differentiate(
             found.insert("gates".to_owned(), numbers(&routing.gates));
         }
         if let Some(loss) = routed.loss {
-            let loss = loss.download().unwrap();
+            let mut readings = Readings::default();
+            let loss = loss.want(&mut readings).unwrap();
+            let loss = loss.values(&readings.read().unwrap());
             found.insert("losses".to_owned(), vec![loss.load_balance, loss.z]);
+            let chosen = loss.chosen.iter().map(|count| *count as f64).collect();
+            found.insert("chosen".to_owned(), chosen);
         }
     }
     found.insert("output".to_owned(), numbers(&output));
@@ -88,13 +94,19 @@ fn compare(name: &str, found: &Numbers, expected: &Numbers, tolerance: f64) {
     }
 }
 
-/// Compares the kernels with the reference in float32 and float64.
+/// Compares the kernels with the reference in float32 and float64, and the reference on a device with that on the host.
 fn table(name: &str, some_frozen: bool, run: impl Fn(&Maker, &TensorOperations) -> Numbers) {
     let maker = |dtype| Maker::new(dtype, some_frozen);
     let found = run(&maker(DType::F32), &cpu::Training);
     for (dtype, tolerance) in [(DType::F32, 1e-4), (DType::F64, 1e-4)] {
-        let expected = run(&maker(dtype), &Reference::new(Mode::Train));
+        let expected = run(&maker(dtype), &Reference::new(Mode::Train, Residence::Host));
         compare(&format!("{name}, {dtype:?}"), &found, &expected, tolerance);
+        let on_device = run(
+            &maker(dtype),
+            &Reference::new(Mode::Train, Residence::Device),
+        );
+        let (name, tolerance) = (format!("{name}, {dtype:?}, as on a device"), 1e-6);
+        compare(&name, &on_device, &expected, tolerance);
     }
 }
 
@@ -253,7 +265,7 @@ fn inference_is_that_of_the_reference() {
                 pass.rotations.full.sin = rotation.sin.narrow(1, first, rows).unwrap();
                 let scales = scales.as_ref();
                 pass.query_scales = scales.map(|all| all.narrow(1, first, rows).unwrap());
-                pass.masks = RefCell::default();
+                pass.masks = KeptMasks::default();
                 let h = h.narrow(1, first, rows).unwrap();
                 let part = operations
                     .attention(&attention, &h, &pass, Some(&mut cache))
@@ -287,8 +299,10 @@ fn inference_is_that_of_the_reference() {
     };
     let found = run(DType::F32, &cpu::INFERENCE);
     for dtype in [DType::F32, DType::F64] {
-        let expected = run(dtype, &Reference::new(Mode::Infer));
+        let expected = run(dtype, &Reference::new(Mode::Infer, Residence::Host));
         compare(&format!("{dtype:?}"), &found, &expected, 1e-4);
+        let on_device = run(dtype, &Reference::new(Mode::Infer, Residence::Device));
+        compare(&format!("{dtype:?}, device"), &on_device, &expected, 1e-6);
     }
 }
 
@@ -321,6 +335,7 @@ fn optimiser_steps_are_those_of_the_reference() {
                 let gradient = maker.tensor(&[elements], 1.0);
                 let gradient = (number != 3).then_some(&gradient);
                 let sums = state.update(&adamw, &update, gradient).unwrap();
+                let sums = MeasuredUpdate::read_all(&[sums]).unwrap()[0];
                 found.insert(format!("sums {number}"), vec![sums.weights, sums.changes]);
             }
             state.shift(&vec![0.5; elements]).unwrap();
