@@ -4,6 +4,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use serde_json::Value;
+
 use super::{PROBE, Stage};
 use crate::common::finish;
 use crate::train::{command, run_folder, seed, train};
