@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::family::{Architecture, AttentionKv, Mixture, QkNorm, gguf_bam, gguf_names};
+use crate::family::{Architecture, AttentionKv, Mixture, QkNorm, gguf_bam};
 
 /// An engine, and the models that it runs.
 pub(super) struct Engine {
@@ -28,15 +28,12 @@ pub(super) fn of(architecture: &Architecture) -> impl Iterator<Item = &'static E
         .filter(move |engine| (engine.runs)(architecture))
 }
 
-/// Whether `convert` writes the model as a GGUF file. Norms of queries and keys may differ between attention experts, which
+/// Whether `convert` writes a BAM as a GGUF file. Folders of other families may have a layout that it does not take. Norms of queries and keys may differ between attention experts, which
 /// the architecture does not say, so a mixture with them does not count.
 fn fits_gguf(architecture: &Architecture) -> bool {
-    let here = Path::new(".");
-    if !architecture.is_bam() {
-        return gguf_names::check(here, architecture).is_ok();
-    }
     let has_experts = |mixture: &Mixture| mixture.attention_kv != AttentionKv::Merged;
     let has_experts = architecture.mixture.as_ref().is_some_and(has_experts);
     let differs = has_experts && architecture.qk_norm != QkNorm::None;
-    !differs && gguf_bam::check(here, architecture).is_ok()
+    let fits = || gguf_bam::check(Path::new("."), architecture).is_ok();
+    architecture.is_bam() && !differs && fits()
 }
