@@ -7,5 +7,5 @@ cargo fmt --all --check
 # dependency a second time.
 export RUSTC_WORKSPACE_WRAPPER=clippy-driver CLIPPY_ARGS='-Dwarnings__CLIPPY_HACKERY__'
 cargo build --workspace --all-targets
-RUSTDOCFLAGS='-D warnings' cargo doc --no-deps --document-private-items
-cargo test --workspace
+RUSTDOC=$PWD/tests/rustdoc.sh cargo test --workspace --doc
+cargo test --workspace --lib --bins --tests --examples
