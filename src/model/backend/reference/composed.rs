@@ -188,7 +188,7 @@ mod tests {
         let value = |token: usize, column: usize| {
             bf16::from_f64(1.0 + ((token * 37 + column * 11) % 128) as f64 / 128.0)
         };
-        let token = |i: usize| if i % 101 == 0 { 0 } else { frequent };
+        let token = |i: usize| if i.is_multiple_of(101) { 0 } else { frequent };
         let ids: Vec<u32> = (0..tokens).map(token).collect();
         assert_eq!(ids.iter().filter(|id| **id == frequent).count(), 1000);
         let rows: Vec<bf16> = (0..tokens)
