@@ -13,5 +13,6 @@ if ! command -v "$python" >/dev/null; then
   echo "error: $python not found; hint: set PYTHON to a Python 3.8 or newer" >&2
   exit 3
 fi
-# The program below limits each stage, and itself. This limit is for a program that hangs all the same.
-exec timeout --kill-after=5 425 "$python" "$here/gpu_check.py" "$@"
+# The program below limits each stage, and itself to 400 seconds. This limit is for a program that hangs all the same.
+# In the foreground, so that Ctrl-C reaches the program, which ends all that it has started.
+exec timeout --foreground --kill-after=5 412 "$python" "$here/gpu_check.py" "$@"

@@ -50,8 +50,8 @@ pub struct Products {
     pub flops: f64,
     /// How fast they go, as a share of the peak.
     pub share: f64,
-    /// Whether on a GPU.
-    pub gpu: bool,
+    /// The number of the GPU that computes them; none on the CPU.
+    pub gpu: Option<usize>,
     /// Whether in half precision.
     pub half: bool,
 }
@@ -96,7 +96,7 @@ mod tests {
         let products = Some(Products {
             flops: 6e12,
             share: 0.5,
-            gpu: false,
+            gpu: None,
             half: false,
         });
         let work = Work {

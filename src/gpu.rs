@@ -47,6 +47,11 @@ pub fn peak_memory(device: &Device) -> Option<u64> {
     driver::peak_memory(device)
 }
 
+/// Makes the memory in use now the peak, once the GPU has done all its work.
+pub fn forget_peak(device: &Device) {
+    driver::forget_peak(device);
+}
+
 /// Lets freed memory of a GPU stay with this process for the next tensor, instead of going back to the driver at every wait.
 pub fn keep_freed(device: &Device) {
     driver::keep_freed(device);
@@ -108,18 +113,29 @@ mod driver {
         Some(bytes).filter(|bytes| *bytes > 0)
     }
 
+    pub(super) fn forget_peak(device: &Device) {
+        // Tensors are freed in the order of the stream: without this, those that were dropped may count.
+        if device.synchronize().is_ok() {
+            // The driver takes no number but 0 here, and goes on from the memory in use.
+            set(
+                device,
+                CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH,
+                0,
+            );
+        }
+    }
+
     pub(super) fn keep_freed(device: &Device) {
+        let attribute = CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        set(device, attribute, u64::MAX);
+    }
+
+    /// Sets an attribute whose values are 64-bit numbers. Where the driver refuses, the pool works as before.
+    fn set(device: &Device, attribute: CUmemPool_attribute, mut value: u64) {
         let Some(pool) = pool(device) else { return };
-        let mut threshold = u64::MAX;
-        // SAFETY: the pool is the device's own, and the driver reads a 64-bit number for this attribute. Where it refuses, the
-        // pool works as before.
-        let _ = unsafe {
-            cuMemPoolSetAttribute(
-                pool,
-                CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD,
-                (&raw mut threshold).cast::<c_void>(),
-            )
-        };
+        // SAFETY: the pool is the device's own, and the driver reads a 64-bit number for these attributes.
+        let _ =
+            unsafe { cuMemPoolSetAttribute(pool, attribute, (&raw mut value).cast::<c_void>()) };
     }
 
     /// The pool that tensors on a device come from.
@@ -153,6 +169,8 @@ mod driver {
     pub(super) fn peak_memory(_: &Device) -> Option<u64> {
         None
     }
+
+    pub(super) fn forget_peak(_: &Device) {}
 
     pub(super) fn keep_freed(_: &Device) {}
 }

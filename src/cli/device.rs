@@ -29,20 +29,22 @@ pub enum DeviceName {
 const NAMES: [&str; 3] = ["cpu", "cuda", "cuda:N"];
 
 impl DeviceName {
-    /// Whether it is a GPU.
-    pub fn is_gpu(self) -> bool {
-        matches!(self, Self::Cuda(_))
+    /// The number of its GPU, of several the first; none of the CPU.
+    pub fn gpu(self) -> Option<usize> {
+        match self {
+            Self::Cpu => None,
+            Self::Cuda(number) => Some(number.unwrap_or(0)),
+        }
     }
 
     /// Opens the device.
     pub fn open(self) -> Result<Device> {
-        let Self::Cuda(number) = self else {
+        let Some(number) = self.gpu() else {
             return Ok(Device::Cpu);
         };
         if !candle_core::utils::cuda_is_available() {
             return Err(CliError::NoCuda);
         }
-        let number = number.unwrap_or(0);
         let found = gpu::count().map_err(|problem| CliError::NoDriver {
             device: self.to_string(),
             problem,

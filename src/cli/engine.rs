@@ -153,7 +153,7 @@ impl EngineFlags {
 
     /// The same without a look at the machine, for estimates.
     pub(super) fn placement(&self, device: Option<DeviceName>) -> Placement {
-        let gpu = device.is_some_and(DeviceName::is_gpu);
+        let gpu = device.and_then(DeviceName::gpu);
         let ranks = (self.engine == EngineName::Torch).then(|| {
             let nodes = SlurmJob::of_environment().map_or(1, |job| job.nodes);
             self.nproc_per_node.unwrap_or(1) * self.nnodes.unwrap_or(nodes)

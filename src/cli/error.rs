@@ -285,7 +285,9 @@ impl CliError {
                 "build it with `cargo build --release --features cuda`, or use --device cpu"
             }
             Self::NoDriver { .. } => "use --device cpu, or ask the driver with `nvidia-smi`",
-            Self::NoGpu { .. } => "GPUs have numbers from 0; `nvidia-smi --list-gpus` lists them",
+            Self::NoGpu { .. } => {
+                "GPUs have numbers from 0: those of `nvidia-smi --list-gpus` if CUDA_DEVICE_ORDER=PCI_BUS_ID is set"
+            }
             Self::Stage(_) => "the last lines are above",
             #[cfg(feature = "hub")]
             Self::NoCommit { .. } => {

@@ -20,13 +20,11 @@ pub fn print(printer: &Printer, estimate: &Estimate) -> Outcome {
 
 /// The rate of products on this machine, in floating-point operations a second; none where it lacks the device.
 pub fn peak(products: &Products) -> Option<f64> {
-    let device = if products.gpu {
-        DeviceName::Cuda(None)
-    } else {
-        DeviceName::Cpu
-    }
-    .open()
-    .ok()?;
+    let device = match products.gpu {
+        Some(number) => DeviceName::Cuda(Some(number)),
+        None => DeviceName::Cpu,
+    };
+    let device = device.open().ok()?;
     matmul_peak(
         &device,
         if products.half {
@@ -140,7 +138,7 @@ pub fn show_training(
         ..
     } = outlook.estimate();
     // What a GPU has left only its driver knows.
-    let on_machine = memory.filter(|_| outlook.ranks.is_none() || !outlook.products.gpu);
+    let on_machine = memory.filter(|_| outlook.ranks.is_none() || outlook.products.gpu.is_none());
     let ranks = outlook.ranks.unwrap_or(1);
     let on_machine = on_machine.map(|memory| memory.saturating_mul(ranks));
     warn_of_memory("the run", on_machine, printer);

@@ -250,7 +250,7 @@ impl Arguments {
             context: self.context(models)? as u64,
             max_tokens: self.max_tokens,
             routing: self.report_routing,
-            gpu: self.device.is_gpu(),
+            gpu: self.device.gpu(),
             weights: self.dtype.map(|dtype| match dtype {
                 ComputeDtype::F32 => WeightWidth::Full,
                 ComputeDtype::Bf16 => WeightWidth::Half,

@@ -35,8 +35,8 @@ pub struct EvaluationRequest<'a> {
     pub max_tokens: Option<u64>,
     /// Whether routers are reported.
     pub routing: bool,
-    /// Whether on a GPU.
-    pub gpu: bool,
+    /// The number of the GPU; none on the CPU.
+    pub gpu: Option<usize>,
     /// In what, where it is not the default.
     pub weights: Option<WeightWidth>,
 }

@@ -84,8 +84,9 @@ impl Outlook {
         let checkpointing = operation.gradient_checkpointing;
         let memory = match ranks {
             None => {
-                let computes_generally = gpu || settings.dtype != Compute::F32;
-                let limits = computes_generally.then(|| WorkLimits::of(gpu));
+                let on_gpu = gpu.is_some();
+                let computes_generally = on_gpu || settings.dtype != Compute::F32;
+                let limits = computes_generally.then(|| WorkLimits::of(on_gpu));
                 Memory::predict(&architecture, &names, settings, limits, checkpointing)?
             }
             Some(ranks) => Memory::per_rank(&architecture, &names, settings, ranks, checkpointing)?,

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use candle_core::Device;
+use candle_core::{Device, DeviceLocation};
 
 use super::settings::{Operation, Settings};
 use super::torch::Launch;
@@ -66,8 +66,8 @@ pub enum TorchDevice {
 /// Where a run computes, as far as estimates need it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Placement {
-    /// Whether on GPUs.
-    pub gpu: bool,
+    /// The number of the GPU, of several the first; none on the CPU.
+    pub gpu: Option<usize>,
     /// Number of processes of PyTorch; `None` for this program's trainer.
     pub ranks: Option<u64>,
 }
@@ -77,11 +77,17 @@ impl EngineRequest {
     pub fn placement(&self) -> Placement {
         match self {
             Self::Native(device) => Placement {
-                gpu: device.is_cuda(),
+                gpu: match device.location() {
+                    DeviceLocation::Cuda { gpu_id } => Some(gpu_id),
+                    _ => None,
+                },
                 ranks: None,
             },
             Self::Torch(torch) => Placement {
-                gpu: torch.device != TorchDevice::Cpu,
+                gpu: match torch.device {
+                    TorchDevice::Cpu => None,
+                    TorchDevice::Cuda(number) => Some(number.unwrap_or(0)),
+                },
                 ranks: Some(torch.ranks()),
             },
         }

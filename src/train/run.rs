@@ -29,7 +29,7 @@ use crate::checkpoint::output::check_target;
 use crate::data::Mixture;
 use crate::family::cost::Report;
 use crate::family::{Architecture, Config};
-use crate::gpu::GpuMemory;
+use crate::gpu::{self, GpuMemory};
 use crate::memory::warning;
 use crate::model::{CausalLm, LoadOptions, Trainable};
 use crate::{Error, Result, table, threads};
@@ -95,7 +95,8 @@ pub fn run(mut request: Request, stop: &AtomicBool, watch: Watcher) -> Result<En
     if found == OutputState::Complete {
         let out = request.out.display();
         watch(&Event::Note(format!("{out} is complete already")));
-        return Ok(End::of_complete_run(settings.steps));
+        let on_gpu = request.engine.placement().gpu.is_some();
+        return Ok(End::of_complete_run(settings.steps, on_gpu));
     }
     let replaces = operation.force || found == OutputState::Shorter;
     check_target(&request.out, replaces, &[&request.checkpoint])?;
@@ -219,6 +220,9 @@ impl Course<'_> {
             ..
         } = self.request;
         let dtype = settings.dtype.stored();
+        // The matrices go before the model comes, and are no part of the run's memory.
+        let peak = matmul_peak(device, dtype)?;
+        gpu::forget_peak(device);
         let options = LoadOptions {
             dtype,
             trainable: Trainable::Only(self.names.clone()),
@@ -248,7 +252,6 @@ impl Course<'_> {
         let facts = EngineFacts::Native {
             backend: model.backend().clone(),
         };
-        let peak = matmul_peak(model.device(), dtype)?;
         self.go(&mut engine, facts, peak, stop, watch)
     }
 
@@ -329,7 +332,7 @@ impl Course<'_> {
             engines: engines.unwrap_or_default(),
             losses: Losses::default(),
             progress,
-            on_gpu: self.request.engine.placement().gpu,
+            on_gpu: self.request.engine.placement().gpu.is_some(),
             memory: None,
         };
         session.steps(engine, stop, watch)?;
@@ -378,8 +381,8 @@ fn measured_before(folder: &RunFolder, candidates: &Candidates) -> Result<Option
 }
 
 impl End {
-    /// The end of a run that was complete before it began.
-    fn of_complete_run(step: u64) -> Self {
+    /// The end of a run that was complete before it began. It has used no memory of a GPU.
+    fn of_complete_run(step: u64, on_gpu: bool) -> Self {
         Self {
             step,
             tokens: 0,
@@ -388,7 +391,7 @@ impl End {
             losses: None,
             engine: None,
             seconds: 0.0,
-            peak_memory: Some(peak_memory()),
+            peak_memory: (!on_gpu).then(peak_memory),
             predicted_memory: 0,
         }
     }

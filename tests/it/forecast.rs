@@ -1,6 +1,7 @@
 //! `run --dry-run`: the disk and time of stages that never ran.
 
 use crate::common::{bam, fixture, listing, read_json};
+use crate::train::{Shared, seed};
 use serde_json::Value;
 use std::ffi::OsStr;
 use std::fs;
@@ -543,4 +544,43 @@ fn training_tells_what_it_takes_and_trains_nothing() {
     fs::remove_file(tokens.join("train-00000.bin")).unwrap();
     train(&["--steps", "10", "--seq", "32", "--dry-run"]).refused(2, &["train-00000.bin"]);
     assert!(read_json(tokens.join("header.json"))["splits"].is_object());
+}
+
+/// The rate of matmuls is measured on the GPU that a stage names.
+#[test]
+fn estimates_name_the_gpu() {
+    let bench = Bench::new();
+    let data = format!("law={}", Shared::get().path("law").display());
+    let numbers = [
+        ("cpu", Value::Null),
+        ("cuda", 0.into()),
+        ("cuda:1", 1.into()),
+    ];
+    for (device, number) in numbers {
+        let train = bam!(
+            "train",
+            seed(),
+            "--data",
+            data,
+            "--steps",
+            "2",
+            "--device",
+            device,
+            "--out",
+            bench.path(&device.replace(':', "-")),
+            "--outline"
+        );
+        let eval = bam!(
+            "eval",
+            seed(),
+            "--data",
+            data,
+            "--device",
+            device,
+            "--outline"
+        );
+        for said in [train, eval] {
+            assert_eq!(said.ok().json()["work"]["products"]["gpu"], number);
+        }
+    }
 }

@@ -148,7 +148,7 @@ fn largest_on_host(scores: &Tensor, k: usize) -> Result<(Tensor, Tensor)> {
 fn largest_on_device(scores: &Tensor, k: usize) -> Result<(Tensor, Tensor)> {
     let (device, dtype, shape) = (scores.device(), scores.dtype(), scores.shape());
     let everywhere = |value: f64| {
-        Tensor::new(value, device)?
+        Tensor::full(value, (), device)?
             .to_dtype(dtype)?
             .broadcast_as(shape)
     };
@@ -187,9 +187,11 @@ pub(in crate::model::backend) fn losses(
     let probabilities = routing.probabilities.flatten(0, 1)?.mean(0)?;
     let counts = counts(&routing.chosen, experts, residence)?;
     let share = match wanted.kind {
-        LoadBalance::Hard => (counts
-            .to_dtype(DType::F64)?
-            .broadcast_div(&Tensor::new(tokens as f64, counts.device())?)?)
+        LoadBalance::Hard => (counts.to_dtype(DType::F64)?.broadcast_div(&Tensor::full(
+            tokens as f64,
+            (),
+            counts.device(),
+        )?)?)
         .to_dtype(probabilities.dtype())?,
         LoadBalance::Soft => routing.gates.flatten(0, 1)?.mean(0)?,
     };
