@@ -116,7 +116,7 @@ mod driver {
     pub(super) fn forget_peak(device: &Device) {
         // Tensors are freed in the order of the stream: without this, those that were dropped may count.
         if device.synchronize().is_ok() {
-            // The driver takes no number but 0 here, and goes on from the memory in use.
+            // The driver takes no number but 0 here, and continues from the memory in use.
             set(
                 device,
                 CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH,

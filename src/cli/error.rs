@@ -286,7 +286,7 @@ impl CliError {
             }
             Self::NoDriver { .. } => "use --device cpu, or ask the driver with `nvidia-smi`",
             Self::NoGpu { .. } => {
-                "GPUs have numbers from 0: those of `nvidia-smi --list-gpus` if CUDA_DEVICE_ORDER=PCI_BUS_ID is set"
+                "GPUs have numbers from 0; with CUDA_DEVICE_ORDER=PCI_BUS_ID, `nvidia-smi` has the same"
             }
             Self::Stage(_) => "the last lines are above",
             #[cfg(feature = "hub")]
