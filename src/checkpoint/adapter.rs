@@ -14,6 +14,18 @@ use crate::{Result, notice};
 /// The weights of an adapter; the first that is there.
 const WEIGHTS: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
 
+/// Names of the modules of input embeddings and of heads. A base has both, except where one matrix is both.
+const ENDS: [&[&str]; 2] = [
+    &[
+        "embed_tokens",
+        "embed_in",
+        "tok_embeddings",
+        "wte",
+        "word_embeddings",
+    ],
+    &["lm_head", "embed_out", "output"],
+];
+
 /// What the names of an adapter's tensors begin with.
 const PREFIX: &str = "base_model.model.";
 
@@ -110,7 +122,7 @@ pub(super) fn steps(
                 return Err(AdapterError::UnknownTensor { path, tensor }.into());
             }
             // Before the factors of the same module, which were trained on it.
-            None => fitting.replace(name, rest),
+            None => fitting.replace(name, rest)?,
         }
     }
     for (module, found) in &modules {
@@ -188,18 +200,69 @@ impl Fitting<'_> {
     }
 
     /// A tensor that the adapter stores whole.
-    fn replace(&mut self, tensor: &str, name: &str) {
+    fn replace(&mut self, tensor: &str, name: &str) -> Result<()> {
         let mut plain = name.replace(".base_layer.", ".");
         if let Some((module, end)) = name.split_once(".modules_to_save.") {
             let last = end.rsplit_once('.').map_or(end, |(_, last)| last);
             plain = format!("{module}.{last}");
         }
         if let Some(place) = self.place(tensor, &plain) {
+            let module = plain.strip_suffix(".weight").unwrap_or(&plain);
+            // PEFT copies such a module, so the other end keeps the base's matrix.
+            if self.config.is_saved(module) && self.is_both_ends(&place) {
+                return Err(self.tied(tensor, module)?.into());
+            }
             let step = AdapterStep::Replaced {
                 source: self.source(),
                 tensor: tensor.to_owned(),
             };
             self.steps.entry(place).or_default().push(step);
+        }
+        Ok(())
+    }
+
+    /// Whether a tensor of the base is the matrix of both the input embedding and the head.
+    fn is_both_ends(&self, place: &str) -> bool {
+        let is_of = |name: &str, end: &[&str]| {
+            let module = name.strip_suffix(".weight");
+            module.is_some_and(|module| {
+                let last = module.rsplit_once('.').map_or(module, |(_, last)| last);
+                end.contains(&last)
+            })
+        };
+        let [first, last] = ENDS;
+        let other = match (is_of(place, first), is_of(place, last)) {
+            (true, _) => last,
+            (_, true) => first,
+            _ => return false,
+        };
+        !self.base.tensors.keys().any(|name| is_of(name, other))
+    }
+
+    fn tied(&self, tensor: &str, module: &str) -> Result<AdapterError> {
+        Ok(AdapterError::Tied {
+            path: self.file(tensor)?,
+            tensor: tensor.to_owned(),
+            module: module.to_owned(),
+        })
+    }
+
+    /// Refuses factors with a magnitude where the configuration says that there is none, and the other way round.
+    fn check_magnitude(&self, path: &Path, module: &str, found: &Module) -> Result<()> {
+        let path = path.to_path_buf();
+        match (self.config.uses_dora(), found.magnitude) {
+            (true, None) => Err(AdapterError::Incomplete {
+                path,
+                module: module.to_owned(),
+                missing: "lora_magnitude_vector",
+            }
+            .into()),
+            (false, Some(tensor)) => Err(AdapterError::UnsaidMagnitude {
+                path,
+                tensor: tensor.to_owned(),
+            }
+            .into()),
+            _ => Ok(()),
         }
     }
 
@@ -223,6 +286,7 @@ impl Fitting<'_> {
             let tensor = tensor.to_owned();
             return Err(AdapterError::EmbeddingMagnitude { path, tensor }.into());
         }
+        self.check_magnitude(&path, module, found)?;
         let rank = self.adapter.tensor(a)?.shape.first().copied();
         let (rank, expected) = (rank.unwrap_or(0), self.config.rank(module)?);
         if rank != expected {
@@ -236,6 +300,12 @@ impl Fitting<'_> {
         }
         let scale = self.config.scale(module, rank)?;
         if let Some(place) = self.place(a, &format!("{module}.weight")) {
+            if self.is_both_ends(&place) {
+                notice::once(format!(
+                    "{}: the factors of `{module}` change the input embedding and the head, which are one matrix, as PEFT's merge does",
+                    path.display()
+                ));
+            }
             let step = AdapterStep::LowRank {
                 source: self.source(),
                 a: a.to_owned(),

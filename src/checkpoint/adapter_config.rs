@@ -61,6 +61,8 @@ pub(crate) struct AdapterConfig {
     rank: u64,
     alpha: f64,
     use_rslora: bool,
+    /// Whether every module has a magnitude.
+    use_dora: bool,
     /// Ranks of modules whose names match.
     ranks: Vec<(Regex, f64)>,
     alphas: Vec<(Regex, f64)>,
@@ -113,6 +115,7 @@ impl AdapterConfig {
             rank: keys.whole("r")?,
             alpha: keys.number("lora_alpha")?,
             use_rslora: keys.is_true("use_rslora")?,
+            use_dora: keys.is_true("use_dora")?,
             ranks: keys.patterns("rank_pattern")?,
             alphas: keys.patterns("alpha_pattern")?,
             target: keys.modules("target_modules")?,
@@ -145,12 +148,21 @@ impl AdapterConfig {
         })
     }
 
-    /// The key that leaves a module out, if one does.
-    pub(crate) fn left_out(&self, module: &str) -> Result<Option<&'static str>> {
-        // Modules below one that is stored whole are stored with it.
+    /// Whether every module has a magnitude (DoRA).
+    pub(crate) fn uses_dora(&self) -> bool {
+        self.use_dora
+    }
+
+    /// Whether a module is stored whole. Modules below one that is are stored with it.
+    pub(crate) fn is_saved(&self, module: &str) -> bool {
         let dotted = format!(".{module}.");
         let mut saved = self.saved.iter();
-        if saved.any(|saved| dotted.contains(&format!(".{saved}."))) {
+        saved.any(|saved| dotted.contains(&format!(".{saved}.")))
+    }
+
+    /// The key that leaves a module out, if one does.
+    pub(crate) fn left_out(&self, module: &str) -> Result<Option<&'static str>> {
+        if self.is_saved(module) {
             return Ok(Some("modules_to_save"));
         }
         if !matches!(self.excluded, Modules::Unsaid)

@@ -128,6 +128,24 @@ pub enum AdapterError {
         /// The tensor.
         tensor: String,
     },
+    /// A magnitude (DoRA) where the configuration says that there is none.
+    #[error("{}: tensor `{tensor}`: is a magnitude (DoRA), but `use_dora` is not true", path.display())]
+    UnsaidMagnitude {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+    },
+    /// An input embedding or a head that is stored whole, for a base where one matrix is both.
+    #[error("{}: tensor `{tensor}`: replaces one of input embedding and head, but the base has one matrix for both", path.display())]
+    Tied {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The module.
+        module: String,
+    },
     /// Factors whose rank is another than the configuration's.
     #[error("{}: tensor `{tensor}`: has rank {found}, expected {expected}", path.display())]
     Rank {
@@ -240,7 +258,11 @@ impl AdapterError {
                 )
                 .into()
             }
-            Self::Shape { .. } | Self::Rank { .. } => {
+            Self::Tied { module, .. } => format!(
+                "`modules_to_save` has `{module}`, whose copy PEFT trains alone: save the merged model with PEFT's merge_and_unload, or give the base a head of its own"
+            )
+            .into(),
+            Self::UnsaidMagnitude { .. } | Self::Shape { .. } | Self::Rank { .. } => {
                 "is this the base that the adapter was trained on, and the adapter's own configuration?".into()
             }
             Self::Base { .. } | Self::SharedBytes { .. } => "convert the base first: `bam-convert convert BASE DIR`".into(),
@@ -269,6 +291,8 @@ impl AdapterError {
             Self::UnknownTensor { path, tensor }
             | Self::Twice { path, tensor }
             | Self::EmbeddingMagnitude { path, tensor }
+            | Self::UnsaidMagnitude { path, tensor }
+            | Self::Tied { path, tensor, .. }
             | Self::NoModule { path, tensor, .. }
             | Self::Rank { path, tensor, .. }
             | Self::Shape { path, tensor, .. }

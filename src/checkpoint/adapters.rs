@@ -12,7 +12,7 @@ use super::folder::Checkpoint;
 use super::foreign;
 use super::source_file::{SourceFile, stamp_of};
 use super::views::{self, View};
-use crate::Result;
+use crate::{Error, Result};
 
 /// The name of an adapter of the source `of`, counted from 0.
 pub fn adapter_name(of: &str, number: usize) -> String {
@@ -56,14 +56,27 @@ impl Checkpoint {
         }
         for name in found.steps.keys() {
             let entry = found.tensor(name)?.clone();
+            found.adapted(name, &entry)?;
+            // A tensor without bytes has no place of its own.
+            if entry.length == 0 {
+                continue;
+            }
             let place = (entry.file, entry.offset);
-            found.changed.insert(place, (name.clone(), entry));
-        }
-        for (name, entry) in found.changed.values() {
-            found.adapted(name, entry)?;
+            let before = found.changed.insert(place, (name.clone(), entry));
+            if let Some((_, before)) = before {
+                return Err(found.shared(name, &before));
+            }
         }
         found.refuse_shared()?;
         Ok(found)
+    }
+
+    fn shared(&self, name: &str, entry: &TensorEntry) -> Error {
+        AdapterError::SharedBytes {
+            path: self.files[entry.file].path().to_path_buf(),
+            tensor: name.to_owned(),
+        }
+        .into()
     }
 
     /// Refuses changed tensors whose bytes are another's, too, or do not lie together: their place would not say whose sum is
@@ -78,13 +91,18 @@ impl Checkpoint {
         let mut tensors = self.tensors.iter();
         let found =
             tensors.find(|(name, entry)| is_scattered(name, entry) || is_shared(name, entry));
-        found.map_or(Ok(()), |(name, entry)| {
-            Err(AdapterError::SharedBytes {
-                path: self.files[entry.file].path().to_path_buf(),
-                tensor: name.clone(),
+        if let Some((name, entry)) = found {
+            return Err(self.shared(name, entry));
+        }
+        // Two changed tensors may overlap, too.
+        let mut past = (0, 0);
+        for ((file, offset), (name, entry)) in &self.changed {
+            if (*file, *offset) < past {
+                return Err(self.shared(name, entry));
             }
-            .into())
-        })
+            past = (*file, offset + entry.length);
+        }
+        Ok(())
     }
 
     /// The adapters whose changes readers see, in order.
@@ -140,9 +158,14 @@ impl Checkpoint {
         self.adapters.get(number.checked_sub(1)?)
     }
 
-    /// The expression of a tensor as the file has it, with what adapters make of it.
+    /// The expression of a tensor as the file has it, with what adapters make of it. Its place says what they make: readers may
+    /// know the one matrix of a tied model by another name than its file.
     pub(super) fn stored_expression(&self, source: &str, tensor: &str) -> Expression {
-        let Some(steps) = self.steps.get(tensor) else {
+        let entry = self.tensors.get(tensor).or_else(|| self.wholes.get(tensor));
+        let changed = entry
+            .filter(|entry| entry.length > 0)
+            .and_then(|entry| self.changed.get(&(entry.file, entry.offset)));
+        let Some(steps) = changed.and_then(|(name, _)| self.steps.get(name)) else {
             return Expression::copy(source, tensor);
         };
         Expression::Adapted {

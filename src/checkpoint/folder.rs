@@ -42,7 +42,7 @@ pub struct Checkpoint {
     /// What a weight file says of its model, in formats whose files do; tensors then have the names of that format.
     pub described: Option<Described>,
     /// Tensors of the files that [`Self::tensors`] has in parts.
-    wholes: BTreeMap<String, TensorEntry>,
+    pub(super) wholes: BTreeMap<String, TensorEntry>,
     /// These parts, by their names in [`Self::tensors`].
     parts: BTreeMap<String, PartOf>,
     /// What the files beside the weights were when the folder was opened.

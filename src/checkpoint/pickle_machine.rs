@@ -1,6 +1,7 @@
 //! The interpreter of pickles: a stack, marks, and a memo of values that were kept.
 
 use std::collections::HashMap;
+use std::rc::Rc;
 
 use super::pickle_value::{
     MOST_VALUES, Name, Outcome, PickleRule, PickleValue, Storage, StoredTensor, ValueId, known,
@@ -20,7 +21,7 @@ pub(super) struct PickleMachine<'a> {
     /// Heights of the stack that the pickle has marked.
     marks: Vec<usize>,
     memo: HashMap<u32, ValueId>,
-    /// Pairs that were copied.
+    /// Values that were copied, each of 8 bytes or more.
     copied: usize,
 }
 
@@ -334,6 +335,15 @@ impl<'a> PickleMachine<'a> {
         }
     }
 
+    /// Counts values that are copied: a few bytes of a pickle may name many again and again.
+    fn charge(&mut self, count: usize) -> Outcome<()> {
+        self.copied += count;
+        if self.copied > MOST_VALUES {
+            return Err(PickleRule::ManyValues);
+        }
+        Ok(())
+    }
+
     /// An ordered dictionary, empty or of a list of pairs.
     fn new_dict(&mut self, arguments: &[ValueId]) -> Outcome<()> {
         let wrong = PickleRule::Call {
@@ -341,13 +351,15 @@ impl<'a> PickleMachine<'a> {
         };
         let mut pairs = Vec::new();
         if let Some(items) = arguments.first() {
-            let PickleValue::Sequence(items) = &self.values[items.0 as usize] else {
+            let list = items.0 as usize;
+            let PickleValue::Sequence(items) = &self.values[list] else {
                 return Err(wrong);
             };
-            self.copied += items.len();
-            if self.copied > MOST_VALUES {
-                return Err(PickleRule::ManyValues);
-            }
+            let count = items.len();
+            self.charge(count)?;
+            let PickleValue::Sequence(items) = &self.values[list] else {
+                return Err(wrong);
+            };
             for item in items {
                 match self.value(*item) {
                     PickleValue::Sequence(pair) if pair.len() == 2 => {
@@ -360,7 +372,14 @@ impl<'a> PickleMachine<'a> {
         self.push(PickleValue::Dict(pairs))
     }
 
-    fn tensor(&self, arguments: &[ValueId], says_dtype: bool) -> Outcome<StoredTensor> {
+    fn tensor(&mut self, arguments: &[ValueId], says_dtype: bool) -> Outcome<StoredTensor> {
+        let axes = [2, 3].map(
+            |place| match arguments.get(place).map(|id| self.value(*id)) {
+                Some(PickleValue::Sequence(items)) => items.len(),
+                _ => 0,
+            },
+        );
+        self.charge(axes.iter().sum())?;
         let wrong = PickleRule::Call {
             what: "_rebuild_tensor",
         };
@@ -370,6 +389,15 @@ impl<'a> PickleMachine<'a> {
         let PickleValue::Storage(storage) = self.value(storage) else {
             return Err(wrong);
         };
+        // `{'neg': True}`: values that are still to be negated or conjugated.
+        match arguments
+            .get(6 + usize::from(says_dtype))
+            .map(|said| self.value(*said))
+        {
+            None | Some(PickleValue::Other) => {}
+            Some(PickleValue::Dict(said)) if said.is_empty() => {}
+            _ => return Err(PickleRule::Metadata),
+        }
         let dtype = if says_dtype {
             match arguments.get(6).map(|dtype| self.value(*dtype)) {
                 Some(PickleValue::Name(Name::Dtype(dtype))) => *dtype,
@@ -389,7 +417,7 @@ impl<'a> PickleMachine<'a> {
             return Err(wrong);
         }
         Ok(StoredTensor {
-            storage: storage.clone(),
+            storage: Rc::clone(storage),
             dtype,
             offset: self.count(offset)?,
             shape,
@@ -442,6 +470,7 @@ impl<'a> PickleMachine<'a> {
             };
             (storage.begin, storage.length) = (self.count(begin)?, self.count(length)?);
         }
-        self.push(PickleValue::Storage(storage))
+        self.charge(storage.key.len() / 8)?;
+        self.push(PickleValue::Storage(Rc::new(storage)))
     }
 }

@@ -1,5 +1,7 @@
 //! What pickles of PyTorch make: values, names that are known, and why a pickle is refused.
 
+use std::rc::Rc;
+
 use super::dtype::Dtype;
 
 /// Values that a pickle may make; a model of 50,000 tensors makes some 900,000.
@@ -20,7 +22,7 @@ pub(crate) enum PickleValue {
     Sequence(Vec<ValueId>),
     Dict(Vec<(ValueId, ValueId)>),
     Name(Name),
-    Storage(Storage),
+    Storage(Rc<Storage>),
     Tensor(StoredTensor),
     /// None, or a number or bytes that no tensor needs.
     Other,
@@ -59,7 +61,7 @@ pub(crate) struct Storage {
 /// A tensor, as a view of a storage. Counts are of values.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct StoredTensor {
-    pub(crate) storage: Storage,
+    pub(crate) storage: Rc<Storage>,
     pub(crate) dtype: Dtype,
     pub(crate) offset: u64,
     pub(crate) shape: Vec<u64>,
@@ -106,6 +108,9 @@ pub enum PickleRule {
     /// Numbers with the most significant byte first.
     #[error("holds big-endian numbers, expected little-endian")]
     BigEndian,
+    /// A tensor with metadata.
+    #[error("a tensor's values are still to be negated or conjugated")]
+    Metadata,
     /// An extent or a stride below zero.
     #[error("a tensor has an extent, a stride or an offset below zero")]
     Negative,

@@ -21,6 +21,8 @@ static VIEWS: Mutex<BTreeMap<PathBuf, View>> = Mutex::new(BTreeMap::new());
 
 /// Most adapters of one base.
 const MOST_ADAPTERS: usize = 16;
+/// Bytes of the name of a view's folder at most; file systems take 255.
+const LONGEST_NAME: usize = 200;
 /// Most `+` in a text that is taken apart.
 const MOST_SIGNS: usize = 16;
 
@@ -48,7 +50,11 @@ impl View {
         }
         let name = std::iter::once(&self.base).chain(&self.adapters);
         let name: Vec<_> = name.map(|path| model_name(&real(path))).collect();
-        let folder = work.join(name.join("+"));
+        let mut name = name.join("+");
+        while name.len() > LONGEST_NAME {
+            name.pop();
+        }
+        let folder = work.join(name);
         std::fs::create_dir_all(&folder).map_err(|e| Error::io("create", &folder, e))?;
 
         let base = std::path::absolute(&self.base).map_err(|e| Error::io("find", &self.base, e))?;

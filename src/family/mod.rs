@@ -57,7 +57,7 @@ mod multimodal;
 mod multipliers;
 mod names;
 mod optional_bias;
-mod quantised;
+pub(crate) mod quantised;
 mod read;
 #[cfg(test)]
 mod refusal_tests;

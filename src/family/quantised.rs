@@ -110,7 +110,18 @@ impl Quantised {
 }
 
 /// Keys of `config.json` that describe quantised weights.
-const KEYS: [&str; 3] = ["quantization_config", "compression_config", "quantization"];
+pub(crate) const KEYS: [&str; 3] = ["quantization_config", "compression_config", "quantization"];
+
+/// The part of `config.json` for the language model of a model with images, which may have these keys, too.
+pub(crate) const TEXT: &str = "text_config";
+
+/// What a `config.json` says of quantised weights, in the form of transformers.
+pub(crate) fn settings(config: &Map<String, Value>) -> Option<&Map<String, Value>> {
+    let [first, second, _] = KEYS;
+    let text = config.get(TEXT).and_then(Value::as_object);
+    let mut configs = [Some(config), text].into_iter().flatten();
+    configs.find_map(|config| config.get(first).or(config.get(second))?.as_object())
+}
 
 /// The key that says how weights are quantised, in the configuration of weights that are plain numbers.
 ///
@@ -136,7 +147,7 @@ pub(crate) fn drop_leftover(
 }
 
 /// Whether a tensor holds integers, or floats of less than 8 bits.
-fn is_packed(entry: &TensorEntry) -> bool {
+pub(crate) fn is_packed(entry: &TensorEntry) -> bool {
     match entry.encoding {
         Encoding::Plain(stored) => !dtype::is_float(stored) || stored.bitsize() < 8,
         Encoding::Ggml(_) => false,
@@ -158,7 +169,7 @@ fn is_narrow(entry: Option<&TensorEntry>) -> bool {
 fn said(checkpoint: &Checkpoint) -> Option<String> {
     let config = json::read_object(&checkpoint.folder()?.join("config.json")).ok()?;
     let object = |key: &str| config.get(key).and_then(Value::as_object);
-    if let Some(quantisation) = object("quantization_config").or(object("compression_config")) {
+    if let Some(quantisation) = settings(&config) {
         let method = quantisation.get("quant_method").and_then(Value::as_str)?;
         return Some(with_bits(named(method), quantisation));
     }

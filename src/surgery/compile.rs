@@ -6,6 +6,7 @@ use std::sync::Mutex;
 
 use super::compile_shape::{Compilation, inner, with_extent};
 use super::drawn::{Noisy, Redrawn};
+use super::fp8::is_scale_of_floats;
 use super::moved::{Moved, Rule};
 use super::node::Node;
 use super::places::Places;
@@ -179,6 +180,10 @@ impl<'a> Compilation<'a> {
             entry: checkpoint.tensor(scale)?,
             name: scale,
         };
+        if !is_scale_of_floats(by.entry) {
+            let (scale, found) = (scale.to_owned(), by.entry.encoding);
+            return Err(self.fault(ExpressionRule::NoScale { scale, found }));
+        }
         let [rows, columns] = shape[..] else {
             return Err(self.fault(ExpressionRule::Blocks { block }));
         };

@@ -7,18 +7,24 @@ use serde_json::{Map, Value};
 use super::export_error::ExportError;
 use crate::Result;
 use crate::checkpoint::dtype::{self, Dtype};
-use crate::checkpoint::{Checkpoint, Expression, TensorEntry, json};
+use crate::checkpoint::{Checkpoint, Encoding, Expression, TensorEntry, json};
+use crate::family::quantised;
 
 /// Ends of the names of scales, in the place of `weight`; the first that is there.
 const SCALES: [&str; 2] = ["weight_scale_inv", "weight_scale"];
-/// Ends of the names of scales that say how an engine rounds activations and caches, which plain weights do without.
-const OTHER_SCALES: [&str; 6] = [
-    ".input_scale",
-    ".activation_scale",
-    ".output_scale",
-    ".k_scale",
-    ".v_scale",
-    ".q_scale",
+/// What has scales that say how an engine rounds activations and caches, which plain weights do without: `NAME_scale` or
+/// `NAME_scale_inv`.
+const OTHER_SCALES: [&str; 10] = [
+    "input",
+    "activation",
+    "output",
+    "q",
+    "k",
+    "v",
+    "kv",
+    "k_cache",
+    "v_cache",
+    "kv_cache",
 ];
 
 /// The scales of a checkpoint with FP8 weights.
@@ -49,7 +55,7 @@ impl Fp8 {
                 if is_packed(name, entry) {
                     return Ok(None);
                 }
-                if OTHER_SCALES.iter().any(|end| name.ends_with(end)) {
+                if is_other_scale(name) {
                     scales.insert(name.clone());
                 }
                 continue;
@@ -60,6 +66,8 @@ impl Fp8 {
             let own = SCALES.map(|scale| format!("{module}{scale}"));
             let scale = own.into_iter().find(|name| tensors.contains_key(name));
             let has_zero = tensors.contains_key(&format!("{name}_zero_point"));
+            // Whole numbers are exponents, or something else again.
+            let scale = scale.filter(|scale| tensors.get(scale).is_some_and(is_scale_of_floats));
             let (Some(tensor), [_, _], false) = (scale, &entry.shape[..], has_zero) else {
                 return Ok(None);
             };
@@ -97,11 +105,23 @@ fn is_fp8(entry: &TensorEntry) -> bool {
     })
 }
 
-/// Whether a tensor holds a matrix of integers, or of floats that are no numbers of their own.
+/// Whether a tensor of scales holds numbers to multiply by.
+pub(super) fn is_scale_of_floats(entry: &TensorEntry) -> bool {
+    let is_number = |stored| dtype::is_float(stored) || stored == Dtype::F8_E8M0;
+    matches!(entry.encoding, Encoding::Plain(stored) if is_number(stored))
+}
+
+fn is_other_scale(name: &str) -> bool {
+    let last = name.rsplit_once('.').map_or("", |(_, last)| last);
+    let of = last.strip_suffix("_inv").unwrap_or(last);
+    let of = of.strip_suffix("_scale");
+    of.is_some_and(|of| OTHER_SCALES.contains(&of))
+}
+
+/// Whether a tensor holds a matrix of values that are no numbers of their own.
 fn is_packed(name: &str, entry: &TensorEntry) -> bool {
-    let stored = entry.encoding.plain();
     let is_scale = SCALES.iter().any(|scale| name.ends_with(scale));
-    !is_scale && entry.shape.len() > 1 && stored.is_none_or(|stored| !dtype::is_float(stored))
+    !is_scale && entry.shape.len() > 1 && quantised::is_packed(entry)
 }
 
 /// Rows and columns of the blocks of a weight.
@@ -135,8 +155,7 @@ fn block_of(
 /// The size of blocks that `config.json` says. Shapes do not say it, as the last blocks may be cut.
 fn said(checkpoint: &Checkpoint) -> Option<[u64; 2]> {
     let config = json::read_object(&checkpoint.folder()?.join("config.json")).ok()?;
-    let keys = ["quantization_config", "compression_config"];
-    let said = keys.iter().find_map(|key| config.get(*key)?.as_object())?;
+    let said = quantised::settings(&config)?;
     let block = said.get("weight_block_size").or_else(|| {
         let mut groups = said.get("config_groups")?.as_object()?.values();
         groups.find_map(|group| group.get("weights")?.get("block_structure"))
@@ -148,7 +167,10 @@ fn said(checkpoint: &Checkpoint) -> Option<[u64; 2]> {
 
 /// Removes what a configuration says of quantised weights.
 pub(super) fn forget(config: &mut Map<String, Value>) {
-    for key in ["quantization_config", "compression_config"] {
+    for key in quantised::KEYS {
         config.shift_remove(key);
+        if let Some(Value::Object(text)) = config.get_mut(quantised::TEXT) {
+            text.shift_remove(key);
+        }
     }
 }

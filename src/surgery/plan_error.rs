@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::path::PathBuf;
 
-use crate::checkpoint::Dtype;
+use crate::checkpoint::{Dtype, Encoding};
 use crate::error::ErrorPlace;
 
 /// A rule that a plan, or the sources that it reads, break.
@@ -233,6 +233,14 @@ pub enum ExpressionRule {
         extent: u64,
         /// The blocks.
         blocks: u64,
+    },
+    /// Scales that are no numbers to multiply by.
+    #[error("the scales `{scale}` are {found}, expected floats")]
+    NoScale {
+        /// The tensor of scales.
+        scale: String,
+        /// How it is stored.
+        found: Encoding,
     },
     /// Blocks of a size of which there are no scales.
     #[error("there is not one scale for each block of {}×{}", block[0], block[1])]

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use crate::common::{
-    Tensors, bam, contents, copy_folder, edit_json, fixture, read_file, read_folder, read_json,
-    sha256, write_file,
+    Tensor, Tensors, bam, contents, copy_folder, edit_json, fixture, read_file, read_folder,
+    read_json, sha256, write_file,
 };
+use safetensors::Dtype;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -329,6 +330,7 @@ fn adapters_that_mean_something_else_are_refused_by_name() {
             "alora_invocation_tokens",
         ),
         ("use_qalora", json!(true), "use_qalora"),
+        ("use_dora", json!(true), "lora_magnitude_vector"),
         ("init_lora_weights", json!("pissa"), "init_lora_weights"),
         ("a_key_of_tomorrow", json!(3), "a_key_of_tomorrow"),
         ("r", json!(0), "`r`"),
@@ -435,6 +437,105 @@ fn a_base_that_does_not_fit_is_refused_by_name() {
         "--link"
     )
     .refused(2, &["--link"]);
+}
+
+#[test]
+fn magnitudes_need_a_configuration_that_says_so() {
+    let work = TempDir::new().unwrap();
+    let lora = copy_folder(&adapter("dora"), &work.path().join("lora"));
+    edit_json(&lora.join("adapter_config.json"), |config| {
+        config["use_dora"] = json!(false)
+    });
+    let out = work.path().join("out");
+    bam!("convert", sum(&[&fixture("llama/seed"), &lora]), out)
+        .refused(2, &["lora_magnitude_vector", "`use_dora`"]);
+}
+
+#[test]
+fn one_matrix_for_embedding_and_head_changes_as_a_whole_or_not() {
+    let work = TempDir::new().unwrap();
+    let path = |name: &str| work.path().join(name);
+    let seed = fixture("llama/seed");
+    let embedding = "model.embed_tokens.weight";
+    let matrix = read_folder(&seed)[embedding].clone();
+
+    // PEFT trains a copy of a module that is stored whole; factors are added to the one matrix.
+    let whole = copy_folder(&adapter("patterns"), &path("whole"));
+    edit_json(&whole.join("adapter_config.json"), |config| {
+        config["modules_to_save"] = json!(["embed_tokens"])
+    });
+    edit_factors(&whole, |tensors| {
+        let name = format!("base_model.model.{embedding}");
+        tensors.insert(name, matrix.clone());
+    });
+    bam!("convert", sum(&[&seed, &whole]), path("out"))
+        .refused(2, &["embed_tokens", "one matrix", "merge_and_unload"]);
+    let run = bam!("convert", seed_with("embedding"), path("noted")).ok();
+    assert!(run.stderr.contains("which are one matrix"), "{run}");
+
+    // A base may store the matrix under the name of the head, while its readers know it as the embedding.
+    let base = copy_folder(&seed, &path("base"));
+    let mut tensors = read_folder(&base);
+    let moved = tensors.remove(embedding).unwrap();
+    tensors.insert("lm_head.weight".to_owned(), moved);
+    write_file(&base.join("model.safetensors"), &tensors);
+    let lora = copy_folder(&adapter("patterns"), &path("lora"));
+    edit_json(&lora.join("adapter_config.json"), |config| {
+        config["target_modules"] = json!("(?:model.*|lm_head)")
+    });
+    edit_factors(&lora, |tensors| {
+        let (rows, columns) = (matrix.shape[0], matrix.shape[1]);
+        for (name, shape) in [("A", [4, columns]), ("B", [rows, 4])] {
+            let values = (0..shape[0] * shape[1]).map(|n| f64::from(n as u32 % 7) / 8.0 - 0.4);
+            let factor = Tensor::new(Dtype::F32, &shape, &values.collect::<Vec<_>>());
+            tensors.insert(
+                format!("base_model.model.lm_head.lora_{name}.weight"),
+                factor,
+            );
+        }
+    });
+    let text = sum(&[&base, &lora]);
+    bam!(
+        "merge",
+        "--model",
+        text,
+        "--model",
+        seed,
+        "--out",
+        path("mean")
+    )
+    .ok();
+    let manifest = read_json(path("mean").join("bam-manifest.json"));
+    let expression = manifest["tensors"][embedding].to_string();
+    assert!(expression.contains("\"op\":\"adapted\""), "{expression}");
+    bam!("validate", path("mean"), "--against", text, seed).ok();
+}
+
+#[test]
+fn changed_tensors_that_share_bytes_are_refused() {
+    let work = TempDir::new().unwrap();
+    let lora = copy_folder(&adapter("layers"), &work.path().join("lora"));
+    edit_json(&lora.join("adapter_config.json"), |config| {
+        config["layers_to_transform"] = json!([0, 1])
+    });
+    edit_factors(&lora, |tensors| {
+        let first = tensors
+            .iter()
+            .map(|(name, factor)| (name.replace("layers.1.", "layers.0."), factor.clone()));
+        let first: Vec<_> = first.collect();
+        tensors.extend(first);
+    });
+    let out = work.path().join("out");
+    bam!("convert", sum(&[&fixture("pytorch/shared"), &lora]), out)
+        .refused(2, &["k_proj", "shares its storage"]);
+}
+
+#[test]
+fn long_names_of_base_and_adapter_are_cut() {
+    let work = TempDir::new().unwrap();
+    let base = copy_folder(&fixture("llama/seed"), &work.path().join("ä".repeat(90)));
+    let lora = copy_folder(&adapter("layers"), &work.path().join("l".repeat(180)));
+    bam!("convert", sum(&[&base, &lora]), work.path().join("out")).ok();
 }
 
 #[test]

@@ -571,6 +571,60 @@ fn fp8_weights_become_plain_numbers_where_a_dtype_is_named() {
 }
 
 #[test]
+fn scales_are_floats_and_those_of_activations_are_left_out() {
+    let work = TempDir::new().unwrap();
+    let path = |name: &str| work.path().join(name);
+    let folder = |name: &str, dtype: Dtype| {
+        let folder = copy_folder(&fixture("fp8/block"), &path(name));
+        let file = folder.join("model.safetensors");
+        let mut tensors = read_file(&file);
+        // As exponents these are the factor 1.
+        let scale = tensors.get_mut("layer.weight_scale_inv").unwrap();
+        (scale.dtype, scale.bytes) = (dtype, vec![127; 4]);
+        for name in ["kv_scale", "input_scale_inv", "k_scale"] {
+            let other = Tensor::new(Dtype::F32, &[1], &[0.5]);
+            tensors.insert(format!("layer.{name}"), other);
+        }
+        write_file(&file, &tensors);
+        edit_json(&folder.join("config.json"), |config| {
+            let said = config["quantization_config"].take();
+            config
+                .as_object_mut()
+                .unwrap()
+                .remove("quantization_config");
+            config["text_config"] = json!({"quantization_config": said});
+        });
+        folder
+    };
+    let out = path("out");
+    let whole = folder("whole", Dtype::U8);
+    bam!("convert", whole, out, "--dtype", "bf16").refused(2, &["layer.weight"]);
+    let exponents = folder("exponents", Dtype::F8_E8M0);
+    bam!("convert", exponents, out, "--dtype", "bf16").ok();
+    let found = read_folder(&out);
+    assert_eq!(
+        found.keys().collect::<Vec<_>>(),
+        ["layer.weight", "norm.weight"]
+    );
+    let config = read_json(out.join("config.json"));
+    assert_eq!(config["text_config"].get("quantization_config"), None);
+
+    let mut stored = read_folder(&exponents);
+    stored.retain(|name, _| found.contains_key(name));
+    write_file(&path("plain.safetensors"), &stored);
+    let plain = path("plain");
+    bam!(
+        "convert",
+        path("plain.safetensors"),
+        plain,
+        "--dtype",
+        "bf16"
+    )
+    .ok();
+    assert!(found == read_folder(&plain));
+}
+
+#[test]
 fn scales_that_fit_no_block_are_refused() {
     let work = TempDir::new().unwrap();
     let refused = |name: &str, edit: &dyn Fn(&mut Value)| {

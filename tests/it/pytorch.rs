@@ -39,6 +39,16 @@ fn every_file_holds_what_torch_reads() {
 }
 
 #[test]
+fn what_is_left_out_beside_a_model_is_said() {
+    let work = TempDir::new().unwrap();
+    for (name, part) in [("nested", "2 value(s)"), ("nested-twice", "such as `step`")] {
+        let path = fixture(format!("pytorch/{name}.bin"));
+        let run = bam!("convert", path, work.path().join(name)).ok();
+        assert!(run.stderr.contains(part), "{run}");
+    }
+}
+
+#[test]
 fn values_of_views_are_computed_from_their_places() {
     let work = TempDir::new().unwrap();
     let wide = |source: &Path, name: &str| {

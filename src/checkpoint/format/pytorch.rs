@@ -250,16 +250,23 @@ fn named<'a>(path: &Path, pickle: &'a Pickle) -> Result<Vec<(&'a str, &'a Stored
         _ => not("something else"),
     })?;
     let mut has_tensors = pairs.iter().any(|(_, value)| is_tensor(*value));
-    for _ in 0..MODEL_KEYS.len() {
+    let mut others = Vec::new();
+    for level in (0..MODEL_KEYS.len()).rev() {
         if has_tensors {
             break;
         }
-        let inner = MODEL_KEYS.iter().find_map(|wanted| {
-            let mut pairs = pairs.iter();
-            let (_, value) = pairs.find(|(key, _)| pickle.text(*key) == Some(*wanted))?;
-            dict(*value)
+        let (inner, beside): (Vec<_>, Vec<_>) = pairs.iter().partition(|(key, value)| {
+            let key = pickle.text(*key);
+            key.is_some_and(|key| MODEL_KEYS.contains(&key)) && holds(pickle, *value, level)
         });
-        pairs = inner.ok_or_else(|| not("a dictionary without tensors"))?;
+        if let [_, (key, _), ..] = inner[..] {
+            let (path, key) = (path.to_path_buf(), pickle.text(key).unwrap_or_default());
+            let key = key.to_owned();
+            return Err(PytorchError::Nested { path, key }.into());
+        }
+        let model = inner.first().and_then(|(_, value)| dict(*value));
+        pairs = model.ok_or_else(|| not("a dictionary without tensors"))?;
+        others.extend(beside.iter().filter_map(|(key, _)| pickle.text(*key)));
         has_tensors = pairs.iter().any(|(_, value)| is_tensor(*value));
     }
     if !has_tensors {
@@ -267,7 +274,6 @@ fn named<'a>(path: &Path, pickle: &'a Pickle) -> Result<Vec<(&'a str, &'a Stored
     }
 
     let mut found = Vec::new();
-    let mut others = Vec::new();
     for (key, value) in pairs {
         let name = pickle
             .text(*key)
@@ -283,13 +289,29 @@ fn named<'a>(path: &Path, pickle: &'a Pickle) -> Result<Vec<(&'a str, &'a Stored
     }
     if let Some(first) = others.first() {
         notice::once(format!(
-            "{}: {} value(s) that are no tensors are left out, such as `{}`",
+            "{}: {} value(s) beside the model's tensors are left out, such as `{}`",
             path.display(),
             others.len(),
             first.chars().take(60).collect::<String>()
         ));
     }
     Ok(found)
+}
+
+/// Whether a dictionary holds tensors, or a dictionary that does under a key for the model, so many levels down.
+fn holds(pickle: &Pickle, id: ValueId, levels: usize) -> bool {
+    let PickleValue::Dict(pairs) = pickle.value(id) else {
+        return false;
+    };
+    pairs.iter().any(|(key, value)| {
+        let is_model = || {
+            pickle
+                .text(*key)
+                .is_some_and(|key| MODEL_KEYS.contains(&key))
+        };
+        matches!(pickle.value(*value), PickleValue::Tensor(_))
+            || levels > 0 && is_model() && holds(pickle, *value, levels - 1)
+    })
 }
 
 /// Where a tensor is in the file, its number left open.
@@ -333,9 +355,11 @@ fn place(path: &Path, name: &str, tensor: &StoredTensor, places: &Places) -> Res
         shape: shape.as_slice().into(),
         strides: strides.as_slice().into(),
     };
-    let elements = shape
-        .iter()
-        .try_fold(1_u64, |product, extent| product.checked_mul(*extent));
+    // Of a tensor without values, the other extents may not overflow, either.
+    let counted = shape.iter().try_fold(1_u64, |product, extent| {
+        product.checked_mul((*extent).max(1))
+    });
+    let elements = counted.map(|counted| if shape.contains(&0) { 0 } else { counted });
     let length = elements.and_then(|elements| dtype::byte_length(*dtype, elements));
     let length = length.ok_or_else(outside)?;
     let last = shape
@@ -348,7 +372,11 @@ fn place(path: &Path, name: &str, tensor: &StoredTensor, places: &Places) -> Res
     if length > 0 && past.is_none_or(|past| past > bytes) {
         return Err(outside().into());
     }
-    let runs = runs(shape, strides, size).filter(|_| length <= bytes);
+    let runs = if length == 0 {
+        Some(None)
+    } else {
+        runs(shape, strides, size).filter(|_| length <= bytes)
+    };
     let Some(runs) = runs else {
         return Err(PytorchError::Strides {
             path: path(),
@@ -365,7 +393,7 @@ fn place(path: &Path, name: &str, tensor: &StoredTensor, places: &Places) -> Res
         length,
         encoding: Encoding::Plain(*dtype),
         shape: shape.clone(),
-        runs: if length > 0 { runs } else { None },
+        runs,
     })
 }
 
