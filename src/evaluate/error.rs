@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::path::PathBuf;
 
 use crate::error::{ErrorPlace, nearest};
+use crate::family::ALL_ATTENTION_EXPERTS;
 
 /// A rule that texts, tasks, prompts or logits break.
 #[derive(Debug, thiserror::Error)]
@@ -304,6 +305,7 @@ impl EvaluateError {
             Self::RowLength { .. } => {
                 "positive and negative prompts must differ, and the model's weights be finite"
             }
+            Self::SigmoidTopK { .. } => ALL_ATTENTION_EXPERTS,
             _ => return None,
         }))
     }

@@ -2,6 +2,9 @@
 //!
 //! An architecture comes from a file, from flags, or from both, so that a fault has a key and no path.
 
+/// What to do about a top-k of attention experts whose gates are sigmoids.
+pub(crate) const ALL_ATTENTION_EXPERTS: &str = "leave --attention-top-k out, or pass soft";
+
 /// A rule that the numbers of an architecture break.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

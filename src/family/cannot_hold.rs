@@ -140,12 +140,8 @@ impl Reasons {
             dense.clip_qkv.is_some() && family.keys[Field::ClipQkv].names.is_empty(),
             "it does not clip queries, keys and values",
         );
-        for row in dense.multipliers.rows() {
-            let is_held = family.keys.has(row.field);
-            self.refuse(
-                row.value.is_some() && !is_held,
-                format!("it does not {}", row.what),
-            );
+        for what in dense.multipliers.not_done(|field| family.keys.has(field)) {
+            self.refuse(true, format!("it does not {what}"));
         }
     }
 

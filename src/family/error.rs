@@ -5,7 +5,7 @@
 use std::borrow::Cow;
 use std::path::PathBuf;
 
-use super::architecture_fault::ArchitectureFault;
+use super::architecture_fault::{ALL_ATTENTION_EXPERTS, ArchitectureFault};
 use super::role::Role;
 use crate::error::{ErrorPlace, nearest, one_of};
 
@@ -341,6 +341,9 @@ impl FamilyError {
                 "use the language model that it was made from; its architectures name a class `…ForCausalLM`"
             }
             Self::OtherPrefix { ours, theirs, .. } => return Some(prefix_hint(ours, theirs)),
+            Self::Architecture {
+                fault: ArchitectureFault::SigmoidTopK { .. },
+            } => ALL_ATTENTION_EXPERTS,
             Self::Architecture { .. }
             | Self::ManyFlops { .. }
             | Self::NoAttentionExperts { .. }

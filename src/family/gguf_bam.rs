@@ -9,7 +9,7 @@ use std::path::Path;
 use super::activation::Activation;
 use super::architecture::Architecture;
 use super::gguf_error::GgufModelError;
-use super::gguf_names::rope;
+use super::gguf_scaling::GgufScaling;
 use super::layout::{AttentionGate, AttentionKv, Block, MlpType, NormPosition, NormType, QkNorm};
 use super::mixture::{Mixture, RouterBias};
 use crate::Result;
@@ -97,16 +97,7 @@ pub fn check(path: &Path, architecture: &Architecture) -> Result<()> {
     if let Some(mixture) = &architecture.mixture {
         reasons.of_mixture(mixture);
     }
-    if reasons.0.is_empty() {
-        return Ok(());
-    }
-    Err(GgufModelError::CannotHold {
-        path: path.to_path_buf(),
-        architecture: ARCHITECTURE.into(),
-        family: architecture.family.as_str().into(),
-        reasons: reasons.0,
-    }
-    .into())
+    GgufModelError::of_reasons(path, ARCHITECTURE, architecture, reasons.0)
 }
 
 /// The list in the making.
@@ -147,8 +138,8 @@ impl Reasons {
             a.logit_scale.is_some_and(|scale| scale != 1.0),
             "it does not scale logits",
         );
-        for row in a.multipliers.rows() {
-            self.refuse(row.value.is_some(), format!("it does not {}", row.what));
+        for what in a.multipliers.not_done(|_| false) {
+            self.refuse(true, format!("it does not {what}"));
         }
         self.refuse(
             a.num_layers + u64::from(has_spare_layer(a)) > MOST_LAYERS,
@@ -183,6 +174,7 @@ impl Reasons {
             window(a).is_some() && a.rope_scaling.is_some(),
             "its layers with a window do not scale rotary positions",
         );
+        self.0.extend(GgufScaling::of(a).err());
     }
 
     /// Gates and experts.
@@ -281,7 +273,7 @@ pub fn describe(
         metadata.flag(&key("expert_weights_norm"), mixture.norm_topk_prob);
         metadata.float(&key("expert_weights_scale"), 1.0);
     }
-    rope(metadata, ARCHITECTURE, &path.join("config.json"), a)
+    GgufScaling::add(metadata, path, ARCHITECTURE, a)
 }
 
 /// The numbers of heads: one for all layers, or one for each where they differ. The layer of zeros has one head.

@@ -3,8 +3,9 @@
 //! Missing keys, and values of another type or outside of their range, are in [`InputError`](crate::error::InputError).
 
 use std::borrow::Cow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use super::architecture::Architecture;
 use super::role::Role;
 use crate::error::ErrorPlace;
 
@@ -278,40 +279,28 @@ pub enum GgufModelError {
         /// What the architecture has instead, one reason each.
         reasons: Vec<String>,
     },
-    /// A setting of YaRN that llama.cpp does not read.
-    #[error("{}: key `{key}`: is {found}, but llama.cpp computes with {usual}", path.display())]
-    OtherYarn {
-        /// The `config.json`.
-        path: PathBuf,
-        /// The key.
-        key: &'static str,
-        /// Its value.
-        found: f64,
-        /// The value of llama.cpp.
-        usual: f64,
-    },
-    /// A kind of scaling that GGUF has no place for.
-    #[error(
-        "{}: key `rope_type`: expected `linear`, `yarn` or `llama3`, found `{found}`, which has no place in GGUF",
-        path.display()
-    )]
-    UnwrittenScaling {
-        /// The `config.json`.
-        path: PathBuf,
-        /// The kind.
-        found: String,
-    },
-    /// A key of a scaling that GGUF has no place for.
-    #[error("{}: key `{key}`: has no place in GGUF", path.display())]
-    UnwrittenKey {
-        /// The `config.json`.
-        path: PathBuf,
-        /// The key.
-        key: String,
-    },
 }
 
 impl GgufModelError {
+    /// Refuses the model in the folder `path` for these reasons; with none of them it can be written.
+    pub(super) fn of_reasons(
+        path: &Path,
+        architecture: &str,
+        model: &Architecture,
+        reasons: Vec<String>,
+    ) -> crate::Result<()> {
+        if reasons.is_empty() {
+            return Ok(());
+        }
+        Err(Self::CannotHold {
+            path: path.to_path_buf(),
+            architecture: architecture.into(),
+            family: model.family.as_str().into(),
+            reasons,
+        }
+        .into())
+    }
+
     /// What to do next.
     pub fn hint(&self) -> Option<Cow<'_, str>> {
         Some(Cow::Borrowed(match self {
@@ -341,10 +330,7 @@ impl GgufModelError {
             Self::NotWritten { known, .. } => {
                 return Some(format!("families that are written: {}", known.join(", ")).into());
             }
-            Self::CannotHold { .. }
-            | Self::OtherYarn { .. }
-            | Self::UnwrittenScaling { .. }
-            | Self::UnwrittenKey { .. } => ELSEWHERE,
+            Self::CannotHold { .. } => ELSEWHERE,
             _ => return None,
         }))
     }
@@ -361,11 +347,7 @@ impl GgufModelError {
             Self::Merge { path, .. } => (path, MERGES),
             Self::UnnamedSplit { path } => (path, "pre_tokenizer"),
             Self::AddsOthers { path, .. } => (path, "post_processor"),
-            Self::UnwrittenScaling { path, .. } => (path, "rope_type"),
-            Self::OtherYarn { path, key, .. } => (path, *key),
-            Self::UnknownYarn { path, key } | Self::UnwrittenKey { path, key } => {
-                (path, key.as_str())
-            }
+            Self::UnknownYarn { path, key } => (path, key.as_str()),
             Self::UnknownTensor { path, tensor, .. }
             | Self::WrongShape { path, tensor, .. }
             | Self::NoBias { path, tensor, .. }

@@ -10,7 +10,7 @@ use super::architecture::Architecture;
 use super::format::Family;
 use super::gguf_architecture::written;
 use super::gguf_error::GgufModelError;
-use super::gguf_rope;
+use super::gguf_scaling::{GgufScaling, rotated};
 use super::keys::Field;
 use super::layout::{Block, Layers, QkNorm};
 use super::names::{GgufNames, GgufPart, ROTATED, VALUE_LENGTH, bias_of};
@@ -18,7 +18,6 @@ use super::role::Role;
 use super::tensors::TensorSpec;
 use crate::Result;
 use crate::checkpoint::GgufMetadata;
-use crate::error::InputError;
 
 /// A tensor of the GGUF file, and the tensors of the model that it is made of.
 #[derive(Debug, Clone, PartialEq)]
@@ -72,6 +71,14 @@ pub fn check(path: &Path, architecture: &Architecture) -> Result<()> {
         !a.tie_word_embeddings && names.tensors.get(Role::Head).is_none(),
         "its head is its input embedding",
     );
+    refuse(
+        a.tie_word_embeddings && names.untied_head,
+        "its head is a tensor of its own (tie_word_embeddings)",
+    );
+    refuse(
+        names.rope_interleaved != a.rope_interleaved && a.qk_norm == QkNorm::PerHead,
+        "its rotary pairs are other numbers of a head, whose norms have weights of their own",
+    );
     let usual = default_activation(&family);
     refuse(
         Activation::named(&a.hidden_act) != Activation::named(usual),
@@ -105,24 +112,16 @@ pub fn check(path: &Path, architecture: &Architecture) -> Result<()> {
         a.clip_qkv.is_some() || scales,
         "it neither clips nor scales",
     );
-    for row in a.multipliers.rows() {
-        let refused = row.value.is_some() && !names.keys.contains_key(&row.field);
-        refuse(refused, &format!("it does not {}", row.what));
+    let holds = |field| names.keys.contains_key(&field);
+    for what in a.multipliers.not_done(holds) {
+        refuse(true, &format!("it does not {what}"));
     }
     refuse(
         !a.head_dim.is_multiple_of(2),
         "its heads have an even width",
     );
-    if reasons.is_empty() {
-        return Ok(());
-    }
-    Err(GgufModelError::CannotHold {
-        path: path.to_path_buf(),
-        architecture: names.architecture.as_str().into(),
-        family: a.family.as_str().into(),
-        reasons,
-    }
-    .into())
+    reasons.extend(GgufScaling::of(a).err());
+    GgufModelError::of_reasons(path, &names.architecture, a, reasons)
 }
 
 /// The activation that llama.cpp has for a family: the default of its class.
@@ -197,101 +196,7 @@ pub fn describe(
         let used = names.key(Field::NumExpertsPerTok)?;
         metadata.number(&used, mixture.num_experts_per_tok)?;
     }
-    rope(metadata, &names.architecture, &path.join("config.json"), a)
-}
-
-/// Dimensions of each head that rotate.
-fn rotated(a: &Architecture) -> u64 {
-    (a.head_dim as f64 * a.partial_rotary_factor.unwrap_or(1.0)) as u64
-}
-
-/// Adds the scaling of the rotary embedding under the keys of `architecture`; returns its factors, where it has them.
-pub(super) fn rope(
-    metadata: &mut GgufMetadata,
-    architecture: &str,
-    config: &Path,
-    a: &Architecture,
-) -> Result<Option<Vec<f32>>> {
-    let Some(Value::Object(scaling)) = &a.rope_scaling else {
-        return Ok(None);
-    };
-    let own_key = |key: &str| format!("{architecture}.{key}");
-    let number = |key: &str| scaling.get(key).and_then(Value::as_f64);
-    let needed =
-        |key: &str| number(key).ok_or_else(|| InputError::missing_key(config, key, "a number"));
-    let mut factors = None;
-    let known: &[&str] = match scaling.get("rope_type").and_then(Value::as_str) {
-        Some(kind @ ("linear" | "yarn")) => {
-            metadata.text(&own_key("rope.scaling.type"), kind);
-            metadata.float(&own_key("rope.scaling.factor"), needed("factor")?);
-            if kind == "yarn" {
-                let original =
-                    number("original_max_position_embeddings").map(|length| length as u64);
-                if let Some(original) = original.or(a.max_position_embeddings) {
-                    let key = own_key("rope.scaling.original_context_length");
-                    metadata.number(&key, original)?;
-                }
-                // llama.cpp does not read them for this architecture: it takes YaRN's usual values.
-                for (name, usual) in [("beta_fast", 32.0), ("beta_slow", 1.0)] {
-                    if let Some(value) = number(name).filter(|value| *value != usual) {
-                        return Err(GgufModelError::OtherYarn {
-                            path: config.to_path_buf(),
-                            key: name,
-                            found: value,
-                            usual,
-                        }
-                        .into());
-                    }
-                }
-            }
-            &[
-                "rope_type",
-                "factor",
-                "original_max_position_embeddings",
-                "beta_fast",
-                "beta_slow",
-            ]
-        }
-        Some("llama3") => {
-            let [factor, low, high, original] = [
-                "factor",
-                "low_freq_factor",
-                "high_freq_factor",
-                "original_max_position_embeddings",
-            ]
-            .map(needed);
-            let limits = (low?, high?);
-            factors = Some(gguf_rope::llama3_factors(
-                a.rope_theta,
-                rotated(a),
-                factor?,
-                limits,
-                original?,
-            ));
-            &[
-                "rope_type",
-                "factor",
-                "low_freq_factor",
-                "high_freq_factor",
-                "original_max_position_embeddings",
-            ]
-        }
-        other => {
-            return Err(GgufModelError::UnwrittenScaling {
-                path: config.to_path_buf(),
-                found: other.unwrap_or("none").to_owned(),
-            }
-            .into());
-        }
-    };
-    match scaling.keys().find(|key| !known.contains(&key.as_str())) {
-        None => Ok(factors),
-        Some(key) => Err(GgufModelError::UnwrittenKey {
-            path: config.to_path_buf(),
-            key: key.clone(),
-        }
-        .into()),
-    }
+    GgufScaling::add(metadata, path, &names.architecture, a)
 }
 
 /// The tensors of the file, in the order of the model's, for `specs`, the tensors of the architecture.
@@ -343,7 +248,8 @@ pub(super) fn file_name(names: &GgufNames, spec: &TensorSpec) -> Result<String> 
     Ok(if spec.bias { bias_of(&weight) } else { weight })
 }
 
-/// The heads whose rows llama.cpp keeps interleaved: it rotates neighbours where the model rotates halves.
+/// The heads whose rows llama.cpp keeps interleaved: it rotates neighbours where the model rotates halves. The weights of their
+/// norms follow: one head's for all heads, or all of them; `check` refuses rows of weights.
 pub(super) fn permuted_heads(
     names: &GgufNames,
     architecture: &Architecture,
@@ -355,6 +261,9 @@ pub(super) fn permuted_heads(
     match role {
         Role::Q => Some(architecture.num_heads),
         Role::K => Some(architecture.num_kv_heads),
+        Role::QNorm | Role::KNorm if architecture.qk_norm == QkNorm::HeadDim => Some(1),
+        Role::QNorm => Some(architecture.num_heads),
+        Role::KNorm => Some(architecture.num_kv_heads),
         _ => None,
     }
 }

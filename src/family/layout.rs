@@ -190,6 +190,14 @@ choice! {
     }
 }
 
+impl AttentionGate {
+    /// Whether files leave it out, because it is what they mean without it.
+    #[allow(clippy::trivially_copy_pass_by_ref)] // as serde wants it
+    pub(crate) fn is_softmax(&self) -> bool {
+        *self == Self::Softmax
+    }
+}
+
 /// A value in the words of a message: its name, or one of two texts for false and true.
 macro_rules! words {
     ($value:expr) => {

@@ -144,7 +144,7 @@ pub struct Mixture {
     /// The same for attention experts.
     pub norm_topk_prob_attention: bool,
     /// How the logits of attention routers become gates.
-    #[serde(skip_serializing_if = "is_softmax")]
+    #[serde(skip_serializing_if = "AttentionGate::is_softmax")]
     pub attention_gate: AttentionGate,
     /// Factor on the gates of attention experts where they are sigmoids; `None` where it is 1.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -173,11 +173,6 @@ pub struct Mixture {
 #[allow(clippy::trivially_copy_pass_by_ref)] // as serde wants it
 fn is_false(value: &bool) -> bool {
     !value
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref)] // as serde wants it
-fn is_softmax(gate: &AttentionGate) -> bool {
-    *gate == AttentionGate::Softmax
 }
 
 /// The factor on the sigmoid gates of so many fresh attention experts: their sum is 1 where every sigmoid is a half.

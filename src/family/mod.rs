@@ -39,6 +39,7 @@ mod gguf_error;
 mod gguf_metadata;
 pub mod gguf_names;
 mod gguf_rope;
+mod gguf_scaling;
 pub mod gguf_tokenizer;
 pub mod gguf_vocabulary;
 mod key_meanings;
@@ -82,6 +83,7 @@ mod write_rope;
 
 pub(crate) use activation::Activation;
 pub use architecture::Architecture;
+pub(crate) use architecture_fault::ALL_ATTENTION_EXPERTS;
 pub use architecture_fault::ArchitectureFault;
 pub use both_spellings::both_spellings;
 pub use config::Config;

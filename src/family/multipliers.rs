@@ -152,6 +152,15 @@ impl Multipliers {
         ]
     }
 
+    /// What a family does not do that holds only some of them: each reason once, though one may have several numbers.
+    pub(crate) fn not_done(&self, holds: impl Fn(Field) -> bool) -> Vec<&'static str> {
+        let rows = self.rows().into_iter();
+        let lacking = rows.filter(|row| row.value.is_some() && !holds(row.field));
+        let mut reasons: Vec<_> = lacking.map(|row| row.what).collect();
+        reasons.dedup();
+        reasons
+    }
+
     /// The factor on queries by their position, where there is one.
     pub(crate) fn query_scale(&self) -> Option<QueryScale> {
         let (beta, context) = self.query_scale_beta.zip(self.query_scale_context)?;

@@ -257,6 +257,8 @@ pub(crate) struct GgufNames {
     pub(crate) rope_interleaved: bool,
     /// Parts whose projections have no bias there, whatever the family has.
     pub(crate) without_bias: Vec<GgufPart>,
+    /// Whether llama.cpp opens only files with a head of their own, and none whose head is the input embedding.
+    pub(crate) untied_head: bool,
     /// The period of layers of which the last has no window there, in a model with one.
     pub(crate) window_period: Option<u64>,
     /// The period of layers of which the last does not rotate there.

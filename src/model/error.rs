@@ -9,7 +9,7 @@ use candle_core::DType;
 
 use crate::checkpoint::{Dtype, Encoding};
 use crate::error::ErrorPlace;
-use crate::family::Role;
+use crate::family::{ALL_ATTENTION_EXPERTS, Role};
 
 /// A rule that a request to load, run or sample a model breaks.
 #[derive(Debug, thiserror::Error)]
@@ -313,6 +313,7 @@ impl ModelError {
                     return Some(hint.into());
                 }
             },
+            Self::SigmoidTopK => ALL_ATTENTION_EXPERTS,
             _ => return None,
         }))
     }

@@ -31,7 +31,7 @@ pub struct GateSum {
     /// Experts that a token goes to.
     pub experts_per_token: u64,
     /// How logits become gates.
-    #[serde(skip_serializing_if = "is_softmax")]
+    #[serde(skip_serializing_if = "AttentionGate::is_softmax")]
     pub gate: AttentionGate,
     /// Whether gates are divided by their sum.
     pub normalised: bool,
@@ -103,6 +103,14 @@ impl FreshGates {
             warnings.push(format!(
                 "the gates of a token's attention experts sum to {text} at step 0, not to 1. \
                  --attention-top-k soft makes the sum 1"
+            ));
+        }
+        let sigmoids = self.attention.filter(|sum| sum.is_unknown_sigmoid());
+        if let Some(sum) = sigmoids {
+            warnings.push(format!(
+                "the sigmoid gates of a token's attention experts sum to {} at step 0: it depends on the rows of their router. \
+                 Layers work best where the sum is 1. --attention-router normal makes it about 1",
+                sum.text()
             ));
         }
         warnings
@@ -178,6 +186,11 @@ impl GateSum {
         (!self.exact && !self.weights_make_up && !is_sigmoid).then(|| self.text())
     }
 
+    /// Whether gates are sigmoids of rows that nothing here knows.
+    fn is_unknown_sigmoid(&self) -> bool {
+        self.gate == AttentionGate::Sigmoid && self.sum.is_none()
+    }
+
     fn text(&self) -> String {
         match self.sum {
             Some(_) if self.exact => "1".to_owned(),
@@ -187,11 +200,6 @@ impl GateSum {
             None => format!("{} to 1", number(self.at_least)),
         }
     }
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref)] // as serde wants it
-fn is_softmax(gate: &AttentionGate) -> bool {
-    *gate == AttentionGate::Softmax
 }
 
 /// The standard deviation of the logits of a fresh router, whose inputs are normed to a mean square of 1; the weights of

@@ -152,7 +152,12 @@ impl Parts<'_> {
                 (Role::QNorm, "attn_q_norm", experts),
                 (Role::KNorm, "attn_k_norm", own_keys),
             ] {
-                let norm = self.one_norm(role, layer, experts)?;
+                let mut norm = self.one_norm(role, layer, experts)?;
+                // The weights of a head follow its rows.
+                if a.rope_interleaved {
+                    let of = Box::new(norm);
+                    norm = Expression::Permute { of, heads: 1 };
+                }
                 file.add_exact(&name(part), &[a.head_dim], norm)?;
             }
         }

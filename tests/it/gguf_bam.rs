@@ -357,6 +357,10 @@ fn a_window_of_some_layers_and_experts_of_some_layers_fit() {
 #[test]
 fn norms_of_queries_and_keys_fit_where_all_experts_have_the_same() {
     check("qwen3", 3, "--method btx", |_| {});
+    // The norms follow the rows of queries and keys.
+    check("qwen3", 3, "--method btx", |config| {
+        config["rope_interleaved"] = json!(true);
+    });
     let work = tempfile::tempdir().unwrap();
     let folder = upcycled("qwen3", 2, "--method bam", work.path());
     let out = work.path().join("out.gguf");
@@ -386,6 +390,39 @@ fn a_factor_that_rounds_is_said() {
     )
     .ok();
     assert!(!run.stderr.contains("rounded"), "{}", run.stderr);
+}
+
+#[test]
+fn another_rotary_scaling_is_a_reason_and_cards_do_not_name_llama_cpp() {
+    let work = tempfile::tempdir().unwrap();
+    let options = "--method bam --attention-gate sigmoid";
+    let folder = upcycled("llama", 3, options, work.path());
+    let out = work.path().join("out.gguf");
+    for (scaling, reason) in [
+        (
+            json!({"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}),
+            "not by dynamic (rope_type)",
+        ),
+        (
+            json!({"rope_type": "yarn", "factor": 2.0, "beta_fast": 16.0, "rope_theta": 1e4}),
+            "a beta_fast of 32, the model's 16",
+        ),
+    ] {
+        edit_json(&folder.join("config.json"), |config| {
+            config["rope_parameters"] = scaling;
+            config["sliding_window"] = json!(5);
+        });
+        let window = "its layers with a window do not scale";
+        bam!("convert", folder, out).refused(2, &["`step35` cannot hold", window, reason]);
+        assert!(!out.exists());
+    }
+    edit_json(&folder.join("config.json"), |config| {
+        config["sliding_window"] = json!(null);
+    });
+    let fewer = work.path().join("fewer");
+    bam!("expert", "remove", folder, "law", "--out", fewer).ok();
+    let card = std::fs::read_to_string(fewer.join("README.md")).unwrap();
+    assert!(!card.contains("llama.cpp"), "{card}");
 }
 
 #[test]

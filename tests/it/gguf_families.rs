@@ -153,7 +153,10 @@ fn rows() -> Vec<Row> {
         },
         Row {
             keys: &[("rope.dimension_count", 6.0)],
-            change: |config| config["hidden_act"] = json!("gelu_new"),
+            change: |config| {
+                config["hidden_act"] = json!("gelu_new");
+                own_head(config);
+            },
             ..row("families/phi", "phi2", &["attn_norm", "ffn_up", "ffn_down"])
         },
         Row {
@@ -169,6 +172,7 @@ fn rows() -> Vec<Row> {
         },
         Row {
             keys: &[("rope.dimension_count", 4.0)],
+            change: own_head,
             ..row(
                 "families/stablelm",
                 "stablelm",
@@ -202,10 +206,22 @@ fn rows() -> Vec<Row> {
     ]
 }
 
+/// Says that the head is no input embedding.
+fn own_head(config: &mut Value) {
+    config["tie_word_embeddings"] = json!(false);
+}
+
 fn checkpoint(row: &Row, work: &Path) -> PathBuf {
     let name = row.source.replace('/', "-");
     let folder = copy_folder(&fixture(row.source), &work.join(name));
     edit_json(&folder.join("config.json"), row.change);
+    // llama.cpp opens no tied head of these families.
+    if ["families/phi", "families/stablelm"].contains(&row.source) {
+        edit_tensors(&folder, |tensors| {
+            let head = tensors["model.embed_tokens.weight"].clone();
+            tensors.insert("lm_head.weight".to_owned(), head);
+        });
+    }
     if !row.without.is_empty() {
         edit_tensors(&folder, |tensors| {
             tensors.retain(|name, _| !row.without.iter().any(|end| name.ends_with(end)));
@@ -273,6 +289,22 @@ fn what_an_architecture_of_gguf_lacks_is_refused() {
     ] {
         let out = work.path().join("out.gguf");
         bam!("convert", fixture(source), out).refused(2, &[expected]);
+        assert!(!out.exists());
+    }
+    // llama.cpp opens no file of these without a head.
+    for row in rows() {
+        if !["phi2", "stablelm", "olmo2", "internlm2"].contains(&row.architecture) {
+            continue;
+        }
+        let folder = checkpoint(&row, work.path());
+        edit_json(&folder.join("config.json"), |config| {
+            config["tie_word_embeddings"] = json!(true);
+        });
+        edit_tensors(&folder, |tensors| {
+            tensors.retain(|name, _| !["lm_head.weight", "output.weight"].contains(&name.as_str()));
+        });
+        let out = work.path().join("out.gguf");
+        bam!("convert", folder, out).refused(2, &["its head is a tensor of its own"]);
         assert!(!out.exists());
     }
 }

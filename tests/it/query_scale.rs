@@ -121,7 +121,18 @@ fn formats_without_the_factor_are_refused() {
         "upcycle", "--method", "btx", "--target", "mixtral", "--seed", seed, "--expert", same,
         "--out", out
     )
-    .refused(2, &["does not scale queries by their position"]);
+    .refused(
+        2,
+        &["cannot hold this mixture: it does not scale queries by their position\n"],
+    );
+    let folder = work.path().join("bam");
+    mixture(&seed, &folder);
+    let run = bam!("convert", folder, out.with_extension("gguf"));
+    assert_eq!(
+        (run.code, run.stderr.matches("scale queries").count()),
+        (Some(2), 1),
+        "{run}"
+    );
     bam!("convert", seed, out.with_extension("gguf")).refused(2, &["not written as GGUF"]);
     assert!(!out.exists() && !out.with_extension("gguf").exists());
 }

@@ -4,9 +4,12 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use bam_convert::checkpoint::Dtype;
 use serde_json::{Value, json};
 
-use crate::common::{Run, against, bam, edit_json, fixture, read_json, run};
+use crate::common::{
+    Run, Tensor, Tensors, against, bam, copy_folder, edit_json, fixture, read_json, run, write_file,
+};
 
 /// Runs `upcycle` on the models of a family, with three experts.
 fn upcycle(out: &Path, options: &str) -> Run {
@@ -109,6 +112,36 @@ fn top_k_routing_of_attention_is_refused() {
     );
     upcycle(&out, "--method btx --attention-gate sigmoid").refused(2, &["--attention-gate"]);
     assert!(!out.exists());
+
+    let hint = "hint: leave --attention-top-k out, or pass soft";
+    let out = sigmoid(work.path());
+    let data = format!("words={}", fixture("llama/seed/config.json").display());
+    bam!("eval", out, "--data", data, "--attention-top-k", "1")
+        .refused(2, &["attention_gate is sigmoid", hint]);
+    // `cost` reads the keys of a mixture in the configuration of a dense model, too.
+    let seed = copy_folder(&fixture("llama/seed"), &work.path().join("seed"));
+    edit_json(&seed.join("config.json"), |config| {
+        config["num_experts"] = json!(3);
+        config["attention_gate"] = json!("sigmoid");
+    });
+    bam!("cost", seed, "--attention-top-k", "1")
+        .refused(2, &["num_attention_experts_per_tok: expected all 3", hint]);
+}
+
+#[test]
+fn rows_from_a_file_may_not_sum_to_one() {
+    let work = tempfile::tempdir().unwrap();
+    let rows = work.path().join("rows.safetensors");
+    let values: Vec<f64> = (0..96).map(|i| f64::from(i % 7) / 8.0).collect();
+    let router = Tensor::new(Dtype::F32, &[3, 32], &values);
+    write_file(&rows, &Tensors::from([("router".to_owned(), router)]));
+    let options = "--method bam --attention-gate sigmoid --dry-run --attention-router";
+    let out = work.path().join("out");
+    let run = upcycle(&out, &format!("{options} file:{}", rows.display())).ok();
+    let warning = "sigmoid gates of a token's attention experts sum to 0 to 2 at step 0";
+    assert!(run.stderr.contains(warning), "{run}");
+    let run = upcycle(&out, &format!("{options} normal")).ok();
+    assert!(!run.stderr.contains(warning), "{run}");
 }
 
 #[test]

@@ -461,10 +461,36 @@ def check_outputs(folder):
     return "ok"
 
 
+def check_refusals(folder):
+    """Configurations that the binary refuses, too."""
+    config = json.loads((folder / "config.json").read_text())
+    kind = type(AutoConfig.from_pretrained(folder, trust_remote_code=True))
+    experts = config["num_attention_experts"]
+    sigmoid = dict(
+        attention_gate="sigmoid", num_attention_experts_per_tok=experts, norm_topk_prob_attention=False, attention_kv="shared"
+    )
+    kind(**config | sigmoid)
+    kind(**config | dict(query_scale_beta=0))
+    for change in (
+        dict(query_scale_beta=0.1),
+        dict(query_scale_beta=0.1, query_scale_context=0),
+        sigmoid | dict(attention_kv="merged"),
+        sigmoid | dict(attention_gate_scale=0.0),
+        sigmoid | dict(attention_gate_scale=float("nan")),
+    ):
+        try:
+            kind(**config | change)
+        except ValueError:
+            continue
+        raise AssertionError(f"{change} is taken")
+    return "ok"
+
+
 CHECKS = {
     "tensors": check_load, "reference": check_logits, "cache": check_cache, "generate": check_generate,
     "padding": check_padding, "save": check_save, "gradients": check_gradients, "no tokens": check_no_tokens,
     "loss": check_loss, "bf16": check_bf16, "outputs": check_outputs,
+    "refusals": check_refusals,
 }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ Read by transformers 4.57 and 5.x; the two spell a few keys differently, so both
 """
 
 import copy
+import math
 
 import transformers
 from transformers import PretrainedConfig
@@ -227,6 +228,18 @@ class BamConfig(PretrainedConfig):
         soft = num_attention_experts_per_tok == num_attention_experts and not norm_topk_prob_attention
         if attention_gate == "sigmoid" and not soft:
             raise ValueError("config.json: attention_gate is 'sigmoid', which needs all attention experts and gates as they are")
+        if attention_gate == "sigmoid" and attention_kv == "merged":
+            raise ValueError("config.json: attention_gate is 'sigmoid', but attention_kv is 'merged': no attention experts")
+        if not 0.0 < self.attention_gate_scale < math.inf:
+            scale = self.attention_gate_scale
+            raise ValueError(f"config.json: attention_gate_scale is {scale}, expected a finite number above 0")
+        if query_scale_beta and (type(query_scale_context) is not int or query_scale_context < 1):
+            raise ValueError(
+                f"config.json: query_scale_context is {query_scale_context!r}, expected a positive integer"
+                f" beside query_scale_beta {query_scale_beta}"
+            )
+        if query_scale_beta is not None and not math.isfinite(query_scale_beta):
+            raise ValueError(f"config.json: query_scale_beta is {query_scale_beta}, expected a finite number")
         if attention_gate == "softmax" and self.attention_gate_scale != 1.0:
             raise ValueError("config.json: attention_gate_scale is for sigmoid gates, but attention_gate is 'softmax'")
 

@@ -120,7 +120,7 @@ def rotate(x, angles, interleaved):
 
 def query_scale(config, position_ids):
     """The factor on queries at each position, f32 `[b, s, 1, 1]`, or None."""
-    if config.query_scale_beta is None:
+    if not config.query_scale_beta:
         return None
     steps = position_ids // config.query_scale_context
     return (1 + config.query_scale_beta * steps.float().log1p())[..., None, None]

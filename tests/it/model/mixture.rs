@@ -162,7 +162,10 @@ fn sigmoid_gates_of_the_experts_that_are_left_grow_by_one_factor() {
 
     forward.overrides.attention_top_k = Some(1);
     let error = model.forward(&super::ids(&tokens), None, &forward);
-    let error = error.expect_err("an error").to_string();
+    let error = error.expect_err("an error");
+    let hint = error.hint().unwrap_or_default();
+    assert!(hint.contains("leave --attention-top-k out"), "{hint}");
+    let error = error.to_string();
     assert!(error.contains("attention_gate is sigmoid"), "{error}");
 }
 
