@@ -400,11 +400,11 @@ fn another_rotary_scaling_is_a_reason_and_cards_do_not_name_llama_cpp() {
     let out = work.path().join("out.gguf");
     for (scaling, reason) in [
         (
-            json!({"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}),
+            json!({"rope_type": "dynamic", "factor": 2.0, "rope_theta": 500_000.0}),
             "not by dynamic (rope_type)",
         ),
         (
-            json!({"rope_type": "yarn", "factor": 2.0, "beta_fast": 16.0, "rope_theta": 1e4}),
+            json!({"rope_type": "yarn", "factor": 2.0, "beta_fast": 16.0, "rope_theta": 500_000.0}),
             "a beta_fast of 32, the model's 16",
         ),
     ] {

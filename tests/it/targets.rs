@@ -987,7 +987,7 @@ fn what_llama_cpp_would_compute_otherwise_is_refused() {
             }
             config[key] = value.clone();
         });
-        refused(&rope, &["cannot hold", reason, "hint: "]);
+        refused(&rope, &[reason, "hint: "]);
     }
     // The values that llama.cpp computes with.
     edit_json(&rope.join("config.json"), |config| {
