@@ -1,31 +1,157 @@
-//! Engines that run a model beside transformers and this program, with the commands for each.
+//! What runs a model, with the commands for each.
 
 use std::path::Path;
 
-use crate::family::{Architecture, AttentionKv, Mixture, QkNorm, gguf_bam};
+use crate::family::{Architecture, AttentionKv, InVllm, Mixture, QkNorm, gguf_bam};
+use crate::markdown;
 
-/// An engine, and the models that it runs.
+/// The line that names the model in the Python snippet; `published` puts the repository there.
+const HERE: &str = "model_path = \".\"  # this folder";
+
+/// An engine, with what a card says about it.
 pub(super) struct Engine {
-    /// Its name.
-    pub(super) name: &'static str,
-    /// Whether it runs a model of the architecture.
-    runs: fn(&Architecture) -> bool,
-    /// Commands in the folder of the model.
-    pub(super) commands: &'static str,
+    /// How its text begins, in a folder and once published.
+    pub(super) begins: [&'static str; 2],
+    /// The language of the block that follows; without one, the text is one line.
+    pub(super) language: Option<&'static str>,
+    /// Whether every card names it.
+    pub(super) is_always: bool,
+    /// Its commands in the folder of the model, which may have a tokenizer; `None` where it does not run the model.
+    commands: fn(&Architecture, bool) -> Option<String>,
+    /// What names the folder in them, and what begins and ends the repository's name in its place.
+    place: Option<(&'static str, [&'static str; 2])>,
 }
 
 /// Every engine, in the order of a card.
-pub(super) const ENGINES: [Engine; 1] = [Engine {
-    name: "llama.cpp",
-    runs: fits_gguf,
-    commands: "bam-convert convert . ../model.gguf --dtype f16\nllama-server -m ../model.gguf\n",
-}];
+pub(super) const ENGINES: [Engine; 4] = [
+    Engine {
+        begins: ["In this folder, with transformers:", "With transformers:"],
+        language: Some("python"),
+        is_always: true,
+        commands: transformers,
+        place: Some((HERE, ["model_path = \"", "\""])),
+    },
+    Engine {
+        begins: ["With bam-convert:", "In this folder, with bam-convert:"],
+        language: Some("sh"),
+        is_always: true,
+        commands: bam_convert,
+        place: None,
+    },
+    Engine {
+        begins: ["With vLLM: `vllm serve "; 2],
+        language: None,
+        is_always: false,
+        commands: vllm,
+        place: Some((
+            "With vLLM: `vllm serve . ",
+            ["With vLLM: `vllm serve ", " "],
+        )),
+    },
+    Engine {
+        begins: ["In this folder, with llama.cpp:"; 2],
+        language: Some("sh"),
+        is_always: false,
+        commands: llama_cpp,
+        place: None,
+    },
+];
 
-/// The engines that run a model.
-pub(super) fn of(architecture: &Architecture) -> impl Iterator<Item = &'static Engine> {
-    ENGINES
-        .iter()
-        .filter(move |engine| (engine.runs)(architecture))
+impl Engine {
+    /// What a card says, where the engine runs the model.
+    pub(super) fn text(&self, architecture: &Architecture, has_tokenizer: bool) -> Option<String> {
+        let commands = (self.commands)(architecture, has_tokenizer)?;
+        let [begin, _] = self.begins;
+        Some(match self.language {
+            Some(language) => format!("{begin}\n\n{}", markdown::block(language, &commands)),
+            None => format!("{begin}{commands}\n"),
+        })
+    }
+
+    /// The body of a card with the repository in the place of this folder.
+    pub(super) fn published(&self, body: &str, repository: &str) -> String {
+        let [begin, published] = self.begins;
+        let body = match self.place {
+            Some((here, [before, after])) => {
+                body.replace(here, &format!("{before}{repository}{after}"))
+            }
+            None => body.to_owned(),
+        };
+        body.replace(&format!("\n{begin}\n"), &format!("\n{published}\n"))
+    }
+
+    /// What follows this engine's text; `None` where the card has something else there.
+    pub(super) fn after<'a>(&self, card: &'a str) -> Option<&'a str> {
+        let mut begins = self.begins.iter();
+        let rest = begins.find_map(|words| card.strip_prefix(words))?;
+        let rest = match self.language {
+            Some(language) => {
+                let block = rest.strip_prefix(&format!("\n\n```{language}\n"))?;
+                block.split_once("\n```\n")?.1
+            }
+            None => rest.split_once('\n').map_or("", |(_, after)| after),
+        };
+        Some(rest.trim_start_matches('\n'))
+    }
+}
+
+/// A snippet for transformers; without a tokenizer, the model takes token ids.
+fn transformers(architecture: &Architecture, has_tokenizer: bool) -> Option<String> {
+    // Only a BAM needs the code beside its weights.
+    let trust = if architecture.is_bam() {
+        ", trust_remote_code=True"
+    } else {
+        ""
+    };
+    let (imports, tokens, shown) = if has_tokenizer {
+        (
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n",
+            format!(
+                "tokenizer = AutoTokenizer.from_pretrained(model_path{trust})\n\
+                 inputs = tokenizer(\"Once upon a time\", return_tensors=\"pt\", return_token_type_ids=False)\n"
+            ),
+            "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))\n",
+        )
+    } else {
+        (
+            "import torch\nfrom transformers import AutoModelForCausalLM\n",
+            "tokens = torch.tensor([[0, 1, 2, 3]])\n".to_owned(),
+            "print(model(tokens).logits)\n",
+        )
+    };
+    Some(format!(
+        "{imports}\n{HERE}\nmodel = AutoModelForCausalLM.from_pretrained(model_path{trust})\n{tokens}{shown}"
+    ))
+}
+
+/// Commands of this program.
+fn bam_convert(_: &Architecture, has_tokenizer: bool) -> Option<String> {
+    let generate = if has_tokenizer {
+        "bam-convert generate . --prompt \"Once upon a time\"\n"
+    } else {
+        ""
+    };
+    Some(format!(
+        "bam-convert inspect .\n{generate}bam-convert validate .\n"
+    ))
+}
+
+/// The line about vLLM, which reads a BAM with the code beside it, and some with a plugin.
+fn vllm(architecture: &Architecture, _: bool) -> Option<String> {
+    let plugin = match architecture.in_vllm() {
+        _ if !architecture.is_bam() => return None,
+        InVllm::Refused => return None,
+        InVllm::Plugin => ", after `pip install bam-vllm`",
+        InVllm::Alone => "",
+    };
+    Some(format!(". --trust-remote-code --enforce-eager`{plugin}."))
+}
+
+/// Commands of llama.cpp, which needs a tokenizer.
+fn llama_cpp(architecture: &Architecture, has_tokenizer: bool) -> Option<String> {
+    let commands =
+        "bam-convert convert . ../model.gguf --dtype f16\nllama-server -m ../model.gguf\n";
+    (has_tokenizer && fits_gguf(architecture)).then(|| commands.to_owned())
 }
 
 /// Whether `convert` writes a BAM as a GGUF file. Folders of other families may have a layout that it does not take. Norms of queries and keys may differ between attention experts, which

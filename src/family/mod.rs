@@ -42,6 +42,7 @@ mod gguf_rope;
 mod gguf_scaling;
 pub mod gguf_tokenizer;
 pub mod gguf_vocabulary;
+mod in_vllm;
 mod key_meanings;
 mod keys;
 mod known;
@@ -95,6 +96,7 @@ pub use format::Family;
 pub use format_error::FormatError;
 pub use fused::ExpertLayout;
 pub use gguf_error::GgufModelError;
+pub(crate) use in_vllm::InVllm;
 pub use known::{BAM, families};
 pub use layout::{
     AttentionGate, AttentionKv, Block, Layers, MlpType, NormPosition, NormType, QkNorm,

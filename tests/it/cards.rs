@@ -150,6 +150,27 @@ fn every_checkpoint_has_a_card_whose_commands_run() {
 }
 
 #[test]
+fn a_card_names_vllm_as_far_as_it_serves_the_model() {
+    let bench = Bench::new();
+    let line = "`vllm serve . --trust-remote-code --enforce-eager`";
+    let card = bench.upcycle("--method btx");
+    assert!(card.contains(&format!("{line}.\n")), "{card}");
+    // Angles that depend on the longest text of a batch.
+    let rope = json!({"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0});
+    for name in ["seed", "code", "law"] {
+        let path = bench.path(name).join("config.json");
+        let mut config: Map<String, Value> =
+            serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        config.remove("rope_theta");
+        config.remove("rope_scaling");
+        config.insert("rope_parameters".to_owned(), rope.clone());
+        fs::write(path, json!(config).to_string()).unwrap();
+    }
+    let card = bench.upcycle("--method btx");
+    assert!(!card.contains("vLLM"), "{card}");
+}
+
+#[test]
 fn a_card_is_true_for_its_settings() {
     let bench = Bench::new();
     let all = "Everything else is the mean of seed, code, law.";

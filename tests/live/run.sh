@@ -131,6 +131,9 @@ v5/bin/python "$here/npz.py" --binary "$bam" seed smollm2.gguf mixtral "$root"/f
 say 'experts added, removed and extracted, under both versions'
 for version in v4 v5; do "$version/bin/python" "$here/experts.py" --binary "$bam" --fixtures "$root/fixtures"; done
 
+say 'experts side by side for the kernels of transformers 5, while models are trained, moved, copied and saved'
+v5/bin/python "$here/packing.py" --binary "$bam" --fixtures "$root/fixtures"
+
 say 'training on two ranks: DDP, FSDP, accelerate'
 llama=$root/fixtures/llama
 "$bam" upcycle --method bam --seed "$llama/seed" --expert "code=$llama/code" --expert "law=$llama/law" --out tiny --force

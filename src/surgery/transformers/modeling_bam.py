@@ -356,25 +356,13 @@ class BamMlp(nn.Module):
 
 @use_experts_implementation
 class BamPackedExperts:
-    """The weights of all experts in two tensors, for the kernels of transformers; each expert's are parts of these."""
+    """All experts as the kernels of transformers take them; made for each call, so that it keeps no weights alive."""
 
     forward = None  # The decorator's; without a kernel, experts are not packed.
 
-    def __init__(self, config, experts):
-        self.num_experts, self.act_fn = len(experts), experts[0].activation
-        weights = [linear.weight for linear in linears_of(experts)]
-        with torch.no_grad():
-            self.gate_up_proj = torch.stack([torch.cat(pair) for pair in zip(weights[::3], weights[1::3])])
-            self.down_proj = torch.stack(weights[2::3])
-        for index in range(self.num_experts):
-            gate, up = self.gate_up_proj[index].chunk(2)
-            for weight, place in zip(weights[3 * index :], (gate, up, self.down_proj[index])):
-                weight.data = place
-        self.places = [weight.data_ptr() for weight in weights]
-
-    def holds(self, experts):
-        """Whether the weights still are in their places; loading and training change them there."""
-        return self.places == [linear.weight.data_ptr() for linear in linears_of(experts)]
+    def __init__(self, config, activation, gate_up_proj, down_proj):
+        self.num_experts, self.act_fn = len(down_proj), activation
+        self.gate_up_proj, self.down_proj = gate_up_proj, down_proj
 
 
 def linears_of(experts):
@@ -394,11 +382,55 @@ def are_plain(experts):
     return not any(module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook") for module in modules)
 
 
-def can_move(experts):
-    """Whether the weights are alike, and each in memory of its own."""
-    weights = [linear.weight for linear in linears_of(experts)]
-    alike = len({(weight.dtype, weight.device) for weight in weights}) == 1 and weights[0].device.type != "meta"
-    return alike and all(weight.untyped_storage().nbytes() == weight.nbytes for weight in weights)
+def fit_kernels(weights):
+    """Whether weights are alike, and of a dtype that the kernels compute in."""
+    if weights[0].dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return False
+    kinds = {(weight.dtype, weight.device, weight.shape, weight.is_inference()) for weight in weights}
+    return len(kinds) == 1 and weights[0].device.type != "meta"
+
+
+def as_one(weights):
+    """The weights as one tensor `[weights, ...]`, without a copy; None unless they fill their memory one after the other."""
+    first = weights[0]
+    if first.untyped_storage().nbytes() != len(weights) * first.nbytes:
+        return None
+    start, size = first.data_ptr(), first.nbytes
+    if any(w.data_ptr() != start + i * size or not w.is_contiguous() for i, w in enumerate(weights)):
+        return None
+    return first.detach().as_strided((len(weights) * first.numel(),), (1,), 0).view(len(weights), *first.shape)
+
+
+def can_move(weights):
+    """Whether each is in memory of its own, or in its place of what `move` made: nothing else then expects it there."""
+    if len({weight.data_ptr() for weight in weights}) < len(weights):
+        return False
+    for index, weight in enumerate(weights):
+        room = weight.untyped_storage().nbytes()
+        is_placed = room == len(weights) * weight.nbytes and weight.storage_offset() == index * weight.numel()
+        if room != weight.nbytes and not is_placed:
+            return False
+    return True
+
+
+def move(weights):
+    """Moves weights to one piece of memory, one after the other, and leaves each what it was to all who hold it."""
+    first = weights[0]
+    with torch.inference_mode(first.is_inference()), torch.no_grad():
+        together = torch.empty(len(weights), *first.shape, dtype=first.dtype, device=first.device)
+        for index, weight in enumerate(weights):
+            weight.data = together[index].copy_(weight)  # frees the old one
+
+
+def moved(weights):
+    """The weights as one tensor, moved if need be; None if they may not move."""
+    if not fit_kernels(weights):
+        return None
+    one = as_one(weights)
+    if one is None and can_move(weights):
+        move(weights)
+        one = as_one(weights)
+    return one
 
 
 class BamExperts(nn.ModuleList):
@@ -407,15 +439,14 @@ class BamExperts(nn.ModuleList):
     def __init__(self, experts=None, config=None):
         """Without a configuration, as torch calls it for a part of the list, nothing is packed."""
         super().__init__(experts)
-        self.config, self.packed = config, None
+        self.config = config
 
     def forward(self, hidden_states, top_k_index, top_k_weights):
         """`[tokens, d]`, `[tokens, k]`, `[tokens, k]` to `[tokens, d]`."""
         if self.can_pack(hidden_states) and are_plain(self):
-            if self.packed is None or not self.packed.holds(self):
-                self.packed = BamPackedExperts(self.config, self) if can_move(self) else None
-            if self.packed is not None:
-                return self.packed.forward(hidden_states, top_k_index, top_k_weights.to(hidden_states.dtype))
+            packed = self.pack()
+            if packed is not None:
+                return packed.forward(hidden_states, top_k_index, top_k_weights.to(hidden_states.dtype))
         return self.one_by_one(hidden_states, top_k_index, top_k_weights)
 
     def can_pack(self, hidden_states):
@@ -426,6 +457,15 @@ class BamExperts(nn.ModuleList):
             return False
         sharded = torch.distributed.is_available() and torch.distributed.is_initialized()
         return not sharded and not torch.is_autocast_enabled(hidden_states.device.type)
+
+    def pack(self):
+        """The experts for a kernel; None where their weights differ in kind or may not move."""
+        weights = [linear.weight for linear in linears_of(self)]
+        gate_up = moved([weight for pair in zip(weights[::3], weights[1::3]) for weight in pair])
+        down = moved(weights[2::3])
+        if gate_up is None or down is None or (gate_up.dtype, gate_up.device) != (down.dtype, down.device):
+            return None
+        return BamPackedExperts(self.config, self[0].activation, gate_up.view(len(self), -1, gate_up.shape[-1]), down)
 
     def one_by_one(self, hidden_states, top_k_index, top_k_weights):
         """The experts in turn, for training.
