@@ -208,7 +208,7 @@ impl Fitting<'_> {
         }
         if let Some(place) = self.place(tensor, &plain) {
             let module = plain.strip_suffix(".weight").unwrap_or(&plain);
-            // PEFT copies such a module, so the other end keeps the base's matrix.
+            // PEFT copies that module, so the other end keeps the base's matrix.
             if self.config.is_saved(module) && self.is_both_ends(&place) {
                 return Err(self.tied(tensor, module)?.into());
             }
@@ -247,7 +247,7 @@ impl Fitting<'_> {
         })
     }
 
-    /// Refuses factors with a magnitude where the configuration says that there is none, and the other way round.
+    /// Refuses factors with a magnitude where the configuration denies one, and the other way round.
     fn check_magnitude(&self, path: &Path, module: &str, found: &Module) -> Result<()> {
         let path = path.to_path_buf();
         match (self.config.uses_dora(), found.magnitude) {

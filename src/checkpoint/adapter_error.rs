@@ -128,7 +128,7 @@ pub enum AdapterError {
         /// The tensor.
         tensor: String,
     },
-    /// A magnitude (DoRA) where the configuration says that there is none.
+    /// A magnitude (DoRA) where the configuration denies one.
     #[error("{}: tensor `{tensor}`: is a magnitude (DoRA), but `use_dora` is not true", path.display())]
     UnsaidMagnitude {
         /// The file.
