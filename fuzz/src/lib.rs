@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
+use bam_convert::checkpoint::Checkpoint;
 use tempfile::TempDir;
 
 /// Bytes that a reader may take whatever its input is: tables, buffers, the embedded formats.
@@ -72,4 +73,13 @@ pub fn folder_with(name: &str, bytes: &[u8]) -> &'static Path {
 /// This file in the folder.
 pub fn file(name: &str, bytes: &[u8]) -> PathBuf {
     folder_with(name, bytes).join(name)
+}
+
+/// Reads the first values of the first tensors; what cannot be decoded is refused.
+pub fn read_first_values(checkpoint: &Checkpoint) {
+    let mut values = [0.0; 256];
+    for entry in checkpoint.tensors.values().take(8) {
+        let count = entry.elements().min(256) as usize;
+        let _ = checkpoint.read_values(entry, 0, &mut values[..count], &mut Vec::new());
+    }
 }
