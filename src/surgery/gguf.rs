@@ -34,11 +34,15 @@ const FACTORS: &str = "rope_freqs.weight";
 pub fn plan(path: &Path, dtype: Option<GgufDtype>) -> Result<Export> {
     let model = Model::open(SOURCE, path)?;
     let a = model.architecture.clone();
-    if a.is_bam() {
+    let name = model_name(path);
+    let mut metadata = GgufMetadata::default();
+    let factors = if a.is_bam() {
         names_of_bam::check(path, &a)?;
+        names_of_bam::describe(&mut metadata, path, &a, &name)?
     } else {
         gguf_names::check(path, &a)?;
-    }
+        gguf_names::describe(&mut metadata, path, &a, &name)?
+    };
     let stored = model.main_dtype();
     let matrices = match dtype {
         Some(dtype) => dtype,
@@ -46,13 +50,6 @@ pub fn plan(path: &Path, dtype: Option<GgufDtype>) -> Result<Export> {
             path: path.to_path_buf(),
             stored,
         })?,
-    };
-    let name = model_name(path);
-    let mut metadata = GgufMetadata::default();
-    let factors = if a.is_bam() {
-        names_of_bam::describe(&mut metadata, path, &a, &name)?
-    } else {
-        gguf_names::describe(&mut metadata, path, &a, &name)?
     };
     metadata.number("general.file_type", file_type(matrices))?;
     metadata.number("general.quantization_version", 2)?;
@@ -64,8 +61,10 @@ pub fn plan(path: &Path, dtype: Option<GgufDtype>) -> Result<Export> {
         layouts: Vec::new(),
         planned: Vec::new(),
     };
+    let mut notes = Vec::new();
     if a.is_bam() {
         gguf_bam::add(&mut file)?;
+        notes = gguf_bam::notes(&a, matrices);
     } else {
         for tensor in gguf_names::tensors(&a, &model.specs)? {
             let whole = whole(&model, &tensor)?;
@@ -73,11 +72,6 @@ pub fn plan(path: &Path, dtype: Option<GgufDtype>) -> Result<Export> {
         }
     }
     let (mut layouts, tensors) = (file.layouts, file.planned);
-    let notes = if a.is_bam() {
-        gguf_bam::notes(&a, matrices)
-    } else {
-        Vec::new()
-    };
     if let Some(factors) = factors {
         let shape = vec![factors.len() as u64];
         layouts.push(GgufLayout {
