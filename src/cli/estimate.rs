@@ -108,19 +108,11 @@ fn memory_of(outlook: &Outlook) -> String {
     let Some(ranks) = outlook.ranks else {
         return memory_text(outlook.memory_bytes);
     };
-    let memory = &outlook.memory;
-    let parts = [
-        ("weights", memory.weights),
-        ("gradients", memory.gradients),
-        ("optimiser", memory.optimiser),
-        ("activations", memory.activations),
-    ];
-    let parts = parts.map(|(name, bytes)| format!("{name} {}", table::bytes(bytes)));
     format!(
         "~{} in each of {}: {}",
         table::bytes(outlook.memory_bytes),
         table::counted(ranks, "rank"),
-        parts.join(", ")
+        outlook.memory.parts()
     )
 }
 

@@ -93,13 +93,7 @@ impl<'a> TrainingProgress<'a> {
             "memory about {}{more}",
             table::bytes(memory.total())
         ));
-        self.note(&format!(
-            "  weights {}, optimiser {}, gradients {}, activations {}",
-            table::bytes(memory.weights),
-            table::bytes(memory.optimiser),
-            table::bytes(memory.gradients),
-            table::bytes(memory.activations)
-        ));
+        self.note(&format!("  {}", memory.parts()));
         self.note(&engine.to_string());
     }
 

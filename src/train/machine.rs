@@ -179,13 +179,6 @@ impl Memory {
         if !matches!(error, Error::GpuMemory { .. }) {
             return error;
         }
-        let parts = [
-            ("weights", self.weights),
-            ("optimiser", self.optimiser),
-            ("gradients", self.gradients),
-            ("activations", self.activations),
-        ];
-        let parts = parts.map(|(name, bytes)| format!("{name} {}", table::bytes(bytes)));
         let of_gpu = GpuMemory::of(gpu).map_or(String::new(), |gpu| {
             format!(", and the GPU has {} in all", table::bytes(gpu.total))
         });
@@ -207,8 +200,20 @@ impl Memory {
             "pass {}, or train less of the model with --train; the run needs about {}{of_gpu}: {}",
             flags.join(", "),
             table::bytes(self.total()),
-            parts.join(", "),
+            self.parts(),
         ))
+    }
+
+    /// What takes how much, as a text.
+    pub fn parts(&self) -> String {
+        let parts = [
+            ("weights", self.weights),
+            ("optimiser", self.optimiser),
+            ("gradients", self.gradients),
+            ("activations", self.activations),
+        ];
+        let parts = parts.map(|(name, bytes)| format!("{name} {}", table::bytes(bytes)));
+        parts.join(", ")
     }
 
     /// Refuses a run that cannot fit, of so many processes on this machine.
