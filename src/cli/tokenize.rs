@@ -2,13 +2,13 @@
 
 use std::sync::Mutex;
 
-use bam_convert::arguments::{Force, Outline, OutputPath, TextsPath};
-use bam_convert::data::documents::TEXT_KEY;
+use bam_convert::arguments::{Force, InputPath, Outline, OutputPath, TextsPath};
+use bam_convert::data::documents::{DocumentForm, TEXT_KEY};
 use bam_convert::data::outline::outline;
 use bam_convert::data::tokenize::{
     SplitReport, TokenizeProgress, TokenizeReport, TokenizeSettings, tokenize,
 };
-use bam_convert::data::vocabulary::Vocabulary;
+use bam_convert::data::vocabulary::{ChatLayout, Vocabulary};
 use bam_convert::pipeline::{Declaration, StageUse};
 use bam_convert::printable::printable;
 use bam_convert::table::{self, Align};
@@ -20,6 +20,7 @@ use indicatif::ProgressBar;
 use super::estimate::print;
 use super::names::{paths, size};
 use super::printer::Printer;
+use super::render_chat::Renderers;
 use super::verb::Verb;
 use super::{Outcome, Verdict};
 
@@ -32,7 +33,8 @@ use super::{Outcome, Verdict};
 #[command(
     after_help = "Examples:\n  bam-convert tokenize texts/code --tokenizer seed --out tokens/code\n  \
                         bam-convert tokenize 'dumps/**/*.jsonl.zst' --text-key content --tokenizer seed --out tokens/web\n  \
-                        bam-convert tokenize texts --tokenizer train:4096 --out tokens/all\n\n\
+                        bam-convert tokenize texts --tokenizer train:4096 --out tokens/all\n  \
+                        bam-convert tokenize chats.jsonl --chat --tokenizer seed --out tokens/chats\n\n\
                         A tokenizer made here (train:N) is in the output folder, which other runs take as --tokenizer."
 )]
 pub struct Arguments {
@@ -48,6 +50,13 @@ pub struct Arguments {
     /// Field of JSON lines, or column of a table, that holds the text.
     #[arg(long, value_name = "NAME", default_value = TEXT_KEY)]
     text_key: String,
+    /// Each line of JSON lines is a conversation: `messages`, `conversations`, or `prompt` and `completion`. The chat template
+    /// lays it out, and only answers carry loss.
+    #[arg(long, conflicts_with = "text_key")]
+    chat: bool,
+    /// Chat template [default: the one beside the tokenizer].
+    #[arg(long, value_name = "FILE", requires = "chat")]
+    chat_template: Option<InputPath>,
     /// Token to put after each document [default: what the tokenizer's files call the end of a text].
     #[arg(long, value_name = "TOKEN")]
     end_of_text: Option<String>,
@@ -76,7 +85,16 @@ impl Verb for Arguments {
     fn run(&self, printer: &Printer) -> Outcome {
         let settings = TokenizeSettings {
             paths: paths(&self.paths),
-            text_key: self.text_key.clone(),
+            form: if self.chat {
+                DocumentForm::Conversations
+            } else {
+                DocumentForm::Texts(self.text_key.clone())
+            },
+            layout: match &self.chat_template {
+                Some(path) => ChatLayout::File(path.to_path_buf()),
+                None if self.chat => ChatLayout::Own,
+                None => ChatLayout::None,
+            },
             vocabulary: self.tokenizer.clone(),
             end_of_text: self.end_of_text.clone(),
             validation: self.validation,
@@ -100,7 +118,9 @@ impl Verb for Arguments {
                 TokenizeProgress::Bytes(bytes) => bar.inc(bytes),
             }
         };
-        let report = pool.install(|| tokenize(&settings, &progress));
+        let renderers = Renderers::default();
+        let render = |template: &_, conversation| renderers.render(template, conversation);
+        let report = pool.install(|| tokenize(&settings, &render, &progress));
         if let Ok(bar) = bar.lock() {
             bar.finish_and_clear();
         }
@@ -146,22 +166,29 @@ fn text(report: &TokenizeReport) -> String {
         ),
         ("vocabulary", table::grouped(report.vocab_size)),
     ];
+    let has_answers = report.train.answer_tokens.is_some();
     let row = |name: &str, split: &SplitReport| {
-        vec![
+        let mut row = vec![
             name.to_owned(),
             table::grouped(split.documents),
             table::grouped(split.tokens),
             table::bytes(split.bytes_of_text),
             table::number(split.bytes_per_token),
-        ]
+        ];
+        // A split without documents has none.
+        row.extend(has_answers.then(|| table::grouped(split.answer_tokens.unwrap_or(0))));
+        row
     };
-    let columns = [
+    let mut columns = vec![
         ("split", Align::Left),
         ("documents", Align::Right),
         ("tokens", Align::Right),
         ("text", Align::Right),
         ("bytes per token", Align::Right),
     ];
+    if has_answers {
+        columns.push(("answer tokens", Align::Right));
+    }
     let rows = [
         row("train", &report.train),
         row("validation", &report.validation),

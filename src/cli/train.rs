@@ -8,6 +8,7 @@ use bam_convert::arguments::{
     CheckpointPath, DryRun, Force, InputPath, Named, Outline, OutputPath, Resume, Weighted,
 };
 use bam_convert::checkpoint::outline;
+use bam_convert::data::TokenHeader;
 use bam_convert::family::{Architecture, Config};
 use bam_convert::pipeline::{Declaration, StageUse};
 use bam_convert::table::{self, counted};
@@ -99,9 +100,10 @@ struct Batches {
     /// Seed of the order of rows.
     #[arg(long, visible_alias = "seed", value_name = "N", default_value_t = 0)]
     rng_seed: u64,
-    /// Documents that share a row: one text, or each read and predicted on its own.
-    #[arg(long, value_enum, default_value_t = Documents::Joined)]
-    documents: Documents,
+    /// Documents that share a row: one text, or each read and predicted on its own [default: joined, and separate where data
+    /// are conversations].
+    #[arg(long, value_enum)]
+    documents: Option<Documents>,
 }
 
 #[derive(Debug, Args)]
@@ -384,6 +386,16 @@ impl Arguments {
                 " note: a warm-up of {warmup} steps, a tenth of the run; the preset's {most} are for longer ones"
             ));
         }
+        let mut data = self.data.iter();
+        // What is wrong with the data is said where they are opened.
+        let has_conversations = data.any(|data| {
+            TokenHeader::read(&data.value.value).is_ok_and(|(header, _)| header.has_masks())
+        });
+        let default_documents = if has_conversations {
+            Documents::Separate
+        } else {
+            Documents::Joined
+        };
         Ok(Settings {
             data: Vec::new(),
             steps: self.steps,
@@ -392,7 +404,7 @@ impl Arguments {
             accumulate: self.batches.accumulate,
             seq: self.batches.seq.unwrap_or(context),
             rng_seed: self.batches.rng_seed,
-            documents: self.batches.documents,
+            documents: self.batches.documents.unwrap_or(default_documents),
             learning_rate,
             router_learning_rate: optimiser.router_learning_rate.unwrap_or(learning_rate),
             warmup,

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
+use super::conversation::{self, TurnProblem};
 use super::error::{DataError, DocumentPlace};
 use super::input::{Kind, Packing, kind};
 use super::limits::{LARGEST, most_text};
@@ -20,12 +21,21 @@ pub const TEXT_KEY: &str = "text";
 
 type Stream = Box<dyn BufRead + Send>;
 
+/// What documents are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DocumentForm {
+    /// Texts: files, and what this field of JSON lines or this column of a table holds.
+    Texts(String),
+    /// Conversations in JSON lines. Each document is a [`Conversation`](crate::model::chat::Conversation) as JSON.
+    Conversations,
+}
+
 /// A document, or why a line has none.
 #[derive(Debug)]
 pub enum Document {
     /// A text that holds more than white space.
     Text(String),
-    /// No text, or white space alone.
+    /// No text, or white space alone; or a conversation without an answer.
     Empty,
     /// A line that holds no readable text although it is written as JSON lines are: what is wrong with it.
     Unreadable(Error),
@@ -34,8 +44,10 @@ pub enum Document {
 /// The documents of a text file (one), of JSON lines, or of a parquet table; plain, or packed by gzip or zstd.
 pub struct Documents {
     path: PathBuf,
-    text_key: String,
+    form: DocumentForm,
     content: Content,
+    /// The rows of a table that were read.
+    rows: u64,
 }
 
 enum Content {
@@ -46,9 +58,19 @@ enum Content {
 }
 
 impl Documents {
-    /// Opens a file; `text_key` is the field or column that holds the text.
+    /// Opens a file of texts; `text_key` is the field or column that holds the text.
     pub fn open(path: &Path, text_key: &str) -> Result<Self> {
-        let content = match kind(path)? {
+        Self::open_as(path, &DocumentForm::Texts(text_key.to_owned()))
+    }
+
+    /// Opens a file whose documents have this form.
+    pub fn open_as(path: &Path, form: &DocumentForm) -> Result<Self> {
+        let kind = form.kind(path)?;
+        let column = match form {
+            DocumentForm::Texts(key) => key,
+            DocumentForm::Conversations => "",
+        };
+        let content = match kind {
             (Kind::Text, packing) => Content::Text(Some(stream(path, packing)?)),
             (Kind::JsonLines, packing) => Content::JsonLines(JsonLines {
                 path: path.to_path_buf(),
@@ -56,7 +78,7 @@ impl Documents {
                 line: 0,
             }),
             (Kind::Parquet, Packing::Plain) => {
-                Content::Table(Box::new(TableTexts::open(path, text_key)?))
+                Content::Table(Box::new(TableTexts::open(path, column)?))
             }
             (Kind::Parquet, _) => {
                 let path = path.to_path_buf();
@@ -65,9 +87,19 @@ impl Documents {
         };
         Ok(Self {
             path: path.to_path_buf(),
-            text_key: text_key.to_owned(),
+            form: form.clone(),
             content,
+            rows: 0,
         })
+    }
+
+    /// Where in the file the last document was.
+    pub fn place(&self) -> DocumentPlace {
+        match &self.content {
+            Content::Text(_) => DocumentPlace::File,
+            Content::JsonLines(lines) => DocumentPlace::Line(lines.line),
+            Content::Table(_) => DocumentPlace::Row(self.rows),
+        }
     }
 
     fn read(&mut self) -> Result<Option<Document>> {
@@ -82,7 +114,10 @@ impl Documents {
                 };
                 return self.of_line(number, &line).map(Some);
             }
-            Content::Table(table) => table.next_text()?,
+            Content::Table(table) => {
+                self.rows += 1;
+                table.next_text()?
+            }
         };
         Ok(text.map(Document::of))
     }
@@ -93,20 +128,52 @@ impl Documents {
             Ok(object) => object,
             Err(error) => return self.of_broken_line(number, line, &error),
         };
-        match object.remove(&self.text_key) {
+        let text_key = match &self.form {
+            DocumentForm::Texts(key) => key,
+            DocumentForm::Conversations => return self.of_conversation(number, &object),
+        };
+        match object.remove(text_key) {
             Some(Value::String(text)) => Ok(Document::of(text)),
             Some(Value::Null) => Ok(Document::Empty),
             found => {
                 let found = found.as_ref().map_or("no such key".to_owned(), json::kind);
                 Err(DataError::NoTextInLine {
                     path: self.path.clone(),
-                    key: self.text_key.clone(),
+                    key: text_key.clone(),
                     line: number,
                     found,
                     keys: object.keys().cloned().collect(),
                 }
                 .into())
             }
+        }
+    }
+
+    fn of_conversation(&self, line: usize, object: &Map<String, Value>) -> Result<Document> {
+        let path = self.path.clone();
+        match conversation::conversation(object) {
+            Ok(Some(conversation)) => serde_json::to_string(&conversation)
+                .map(Document::Text)
+                .map_err(|e| Error::compute("keep a conversation", e)),
+            Ok(None) => Ok(Document::Empty),
+            Err(TurnProblem::NoConversation) => Err(DataError::NoConversation {
+                path,
+                line,
+                keys: object.keys().cloned().collect(),
+            }
+            .into()),
+            Err(TurnProblem::Wrong {
+                key,
+                expected,
+                found,
+            }) => Err(DataError::WrongTurn {
+                path,
+                line,
+                key,
+                expected,
+                found,
+            }
+            .into()),
         }
     }
 
@@ -123,14 +190,20 @@ impl Documents {
         if error.to_string().starts_with("recursion limit") {
             return Err(broken);
         }
-        // Of what is ignored, only the form is checked: halves of characters and huge numbers elsewhere harm nobody.
-        let mut json = serde_json::Deserializer::from_str(line);
-        let text = TextOf(&self.text_key).deserialize(&mut json);
-        if let Ok(Some(text)) = text.and_then(|text| json.end().map(|()| text)) {
-            return Ok(text.map_or(Document::Empty, Document::of));
+        if let DocumentForm::Texts(key) = &self.form {
+            // Of what is ignored, only the form is checked: halves of characters and huge numbers elsewhere harm nobody.
+            let mut json = serde_json::Deserializer::from_str(line);
+            let text = TextOf(key).deserialize(&mut json);
+            if let Ok(Some(text)) = text.and_then(|text| json.end().map(|()| text)) {
+                return Ok(text.map_or(Document::Empty, Document::of));
+            }
         }
+        let holds_document = |keys: &HashMap<String, IgnoredAny>| match &self.form {
+            DocumentForm::Texts(key) => keys.contains_key(key),
+            DocumentForm::Conversations => conversation::has_key(|key| keys.contains_key(key)),
+        };
         match serde_json::from_str::<HashMap<String, IgnoredAny>>(&without_nan(line)) {
-            Ok(keys) if keys.contains_key(&self.text_key) => Ok(Document::Unreadable(
+            Ok(keys) if holds_document(&keys) => Ok(Document::Unreadable(
                 DataError::PythonJson {
                     path: self.path.clone(),
                     line: number,
@@ -140,6 +213,21 @@ impl Documents {
             )),
             _ => Err(broken),
         }
+    }
+}
+
+impl DocumentForm {
+    /// What a file is, by its name.
+    ///
+    /// # Errors
+    /// A file that cannot hold documents of this form.
+    pub(super) fn kind(&self, path: &Path) -> Result<(Kind, Packing)> {
+        let kind = kind(path)?;
+        if *self == Self::Conversations && kind.0 != Kind::JsonLines {
+            let path = path.to_path_buf();
+            return Err(DataError::NotConversations { path }.into());
+        }
+        Ok(kind)
     }
 }
 

@@ -127,6 +127,51 @@ pub enum DataError {
         /// The other keys of the object.
         keys: Vec<String>,
     },
+    /// A file that cannot hold conversations.
+    #[error("{}: expected JSON lines, which hold conversations", path.display())]
+    NotConversations {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A line without a conversation.
+    #[error("{}: line {line}: expected `messages`, `conversations`, or `prompt` and `completion`", path.display())]
+    NoConversation {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// The keys of the object.
+        keys: Vec<String>,
+    },
+    /// A part of a conversation that means something else, or nothing.
+    #[error("{}: key `{key}`: line {line}: expected {expected}, found {found}", path.display())]
+    WrongTurn {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// The key.
+        key: String,
+        /// What it should hold.
+        expected: &'static str,
+        /// What it holds.
+        found: String,
+    },
+    /// A conversation that cannot be laid out or tokenized.
+    #[error("{}: {place}{problem}", path.display())]
+    Conversation {
+        /// The file.
+        path: PathBuf,
+        /// The conversation.
+        place: DocumentPlace,
+        /// The error of the template or the tokenizer.
+        problem: String,
+        /// The advice of that error.
+        hint: Option<String>,
+    },
+    /// A tokenizer that is made of conversations.
+    #[error("cannot make a tokenizer of conversations: it would have no chat template")]
+    NoTemplateYet,
     /// A file that is no parquet table, or a damaged one.
     #[error("{}: expected a parquet table: {problem}", path.display())]
     NotParquet {
@@ -307,6 +352,13 @@ impl DataError {
             | Self::NoColumn {
                 key, columns: keys, ..
             } => return text_key_hint(key, keys),
+            Self::NotConversations { .. } => "write its conversations as JSON lines (.jsonl)",
+            Self::NoConversation { keys, .. } => {
+                let keys: Vec<&str> = keys.iter().take(20).map(String::as_str).collect();
+                return Some(format!("its keys are: {}", keys.join(", ")).into());
+            }
+            Self::Conversation { hint, .. } => return hint.as_deref().map(Cow::Borrowed),
+            Self::NoTemplateYet => "pass --tokenizer DIR with a tokenizer and a chat template",
             Self::ManyRows { .. } => "is it a real table? write its texts as JSON lines if it is",
             Self::ManyDocuments { .. } => "make several token folders",
             Self::OneCluster { .. } => "give it more documents, or pass --validation 0",
@@ -338,6 +390,7 @@ impl DataError {
         match self {
             Self::NoTextInLine { path, key, .. }
             | Self::NoColumn { path, key, .. }
+            | Self::WrongTurn { path, key, .. }
             | Self::NotStrings { path, key } => ErrorPlace::of(path).with_key(key),
             Self::NotText { path, .. }
             | Self::Pattern { path, .. }
@@ -350,6 +403,9 @@ impl DataError {
             | Self::HoldsNul { path, .. }
             | Self::NotJson { path, .. }
             | Self::PythonJson { path, .. }
+            | Self::NotConversations { path }
+            | Self::NoConversation { path, .. }
+            | Self::Conversation { path, .. }
             | Self::NotParquet { path, .. }
             | Self::ManyRows { path, .. }
             | Self::NoText { path, .. }
@@ -361,7 +417,7 @@ impl DataError {
             | Self::EndOfTextId { path, .. }
             | Self::NoEndToken { path, .. }
             | Self::NoEndOfText { path, .. } => ErrorPlace::of(path),
-            Self::ValidationShare { .. } => ErrorPlace::default(),
+            Self::ValidationShare { .. } | Self::NoTemplateYet => ErrorPlace::default(),
         }
     }
 }

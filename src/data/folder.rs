@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-use super::header::{Shard, TokenHeader};
-use super::layout::{IdType, Split, ends_file, shard_file};
+use super::header::{Shard, ShardMask, TokenHeader};
+use super::layout::{IdType, Split, ends_file, mask_file, shard_file};
 use super::token_error::TokenError;
 use crate::Result;
 use crate::checkpoint::known_hashes::sha256_of_source;
@@ -40,6 +40,8 @@ struct Stream {
 struct OpenShard {
     ids: SourceFile,
     ends: SourceFile,
+    /// One byte for each token: 1 where it carries loss. Without it, all do.
+    mask: Option<SourceFile>,
     /// Tokens and documents of the shards before this one.
     first_token: u64,
     first_document: u64,
@@ -111,13 +113,27 @@ impl TokenFolder {
 
     /// Bytes of text that a split's tokens stand for.
     pub fn bytes_of_text(&self, split: Split) -> u64 {
-        self.header
-            .splits
-            .get(&split)
-            .into_iter()
-            .flatten()
-            .map(|shard| shard.bytes_of_text)
-            .sum()
+        self.sum(split, |shard| shard.bytes_of_text)
+    }
+
+    /// Bytes of text for each token of a split that carries loss, on average. `ended` says whether ends of text are
+    /// counted as tokens.
+    pub fn bytes_per_scored_token(&self, split: Split, ended: bool) -> f64 {
+        let (tokens, bytes) = if self.header.has_masks() {
+            let mask = |value: fn(&ShardMask) -> u64| {
+                self.sum(split, |shard| shard.mask.as_ref().map_or(0, value))
+            };
+            (mask(|mask| mask.tokens), mask(|mask| mask.bytes_of_text))
+        } else {
+            let ends = if ended { 0 } else { self.documents(split) };
+            (self.tokens(split) - ends, self.bytes_of_text(split))
+        };
+        bytes as f64 / tokens.max(1) as f64
+    }
+
+    fn sum(&self, split: Split, value: impl Fn(&Shard) -> u64) -> u64 {
+        let shards = self.header.splits.get(&split).into_iter().flatten();
+        shards.map(value).sum()
     }
 
     /// Refuses tokens that another tokenizer made than the one whose `tokenizer.json` has this SHA-256; `owner` names
@@ -146,10 +162,13 @@ impl TokenFolder {
             .iter()
             .zip(shards)
             .flat_map(|(open, shard)| {
-                [
-                    (&open.ids, shard.sha256.as_str()),
-                    (&open.ends, shard.ends_sha256.as_str()),
-                ]
+                let masks = open.mask.as_ref().zip(shard.mask.as_ref());
+                let files = [
+                    Some((&open.ids, shard.sha256.as_str())),
+                    Some((&open.ends, shard.ends_sha256.as_str())),
+                    masks.map(|(file, mask)| (file, mask.sha256.as_str())),
+                ];
+                files.into_iter().flatten()
             })
             .collect();
         let check = |(file, expected): &(&SourceFile, &str)| {
@@ -168,11 +187,12 @@ impl TokenFolder {
         checked.find_first(Result::is_err).unwrap_or(Ok(()))
     }
 
-    /// Refuses a folder with a file of ids or ends that changed since the folder was opened.
+    /// Refuses a folder with a file of ids, ends or masks that changed since the folder was opened.
     pub fn check_unchanged(&self) -> Result<()> {
         let shards = self.train.shards.iter().chain(&self.validation.shards);
         shards
-            .flat_map(|shard| [&shard.ids, &shard.ends])
+            .flat_map(|shard| [Some(&shard.ids), Some(&shard.ends), shard.mask.as_ref()])
+            .flatten()
             .try_for_each(SourceFile::check_unchanged)
     }
 
@@ -226,6 +246,36 @@ impl TokenFolder {
                 position: positions.end,
             }
             .into());
+        }
+        Ok(found)
+    }
+
+    /// For each token at `positions` of a split, which must lie within it, whether it carries loss.
+    pub fn scored(&self, split: Split, positions: Range<u64>) -> Result<Vec<bool>> {
+        let mut found = Vec::with_capacity((positions.end - positions.start) as usize);
+        let stream = self.stream(split);
+        for shard in &stream.shards[stream.shard_of(positions.start)..] {
+            let from = positions.start.max(shard.first_token) - shard.first_token;
+            let to = positions.end.min(shard.first_token + shard.tokens);
+            let to = to.saturating_sub(shard.first_token);
+            if from >= to {
+                break;
+            }
+            let Some(mask) = &shard.mask else {
+                found.resize(found.len() + (to - from) as usize, true);
+                continue;
+            };
+            let mut bytes = vec![0; (to - from) as usize];
+            mask.read_exact_at(&mut bytes, from)?;
+            if let Some(at) = bytes.iter().position(|byte| *byte > 1) {
+                return Err(TokenError::WrongMask {
+                    path: mask.path().to_path_buf(),
+                    position: from + at as u64,
+                    found: bytes[at],
+                }
+                .into());
+            }
+            found.extend(bytes.into_iter().map(|byte| byte == 1));
         }
         Ok(found)
     }
@@ -313,9 +363,14 @@ impl Stream {
                 shard.documents,
                 size_of::<u64>() as u64,
             )?;
+            let mask = shard.mask.as_ref().map(|_| {
+                let path = folder.join(mask_file(split, number));
+                open_shard(&path, shard.tokens, 1)
+            });
             let open = OpenShard {
                 ids,
                 ends,
+                mask: mask.transpose()?,
                 first_token: stream.tokens,
                 first_document: stream.documents,
                 tokens: shard.tokens,

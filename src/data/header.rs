@@ -7,7 +7,7 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::layout::{FILE, FORMAT_VERSION, IdType, Split, shard_file};
+use super::layout::{FILE, FORMAT_VERSION, IdType, MASKED_VERSION, Split, shard_file};
 use super::token_error::TokenError;
 use crate::checkpoint::hash::sha256;
 use crate::checkpoint::{json, version};
@@ -19,7 +19,7 @@ use crate::{Error, Result};
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "Header")]
 pub struct TokenHeader {
-    /// 1.
+    /// 1, or 2 where shards have masks.
     pub format_version: u64,
     /// SHA-256 of the `tokenizer.json` that made the ids, in hexadecimal.
     pub tokenizer_sha256: String,
@@ -29,6 +29,9 @@ pub struct TokenHeader {
     pub dtype: IdType,
     /// The id that ends each document.
     pub end_of_text: u32,
+    /// SHA-256 of the chat template that laid out the conversations, in hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat_template_sha256: Option<String>,
     /// Where the texts came from.
     pub sources: Vec<TextSource>,
     /// The shards of each split; a split that is missing has none.
@@ -66,6 +69,22 @@ pub struct Shard {
     pub sha256: String,
     /// SHA-256 of the file of ends.
     pub ends_sha256: String,
+    /// Which tokens carry loss; without it, all do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mask: Option<ShardMask>,
+}
+
+/// The tokens of a shard that carry loss: those of answers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "Mask")]
+pub struct ShardMask {
+    /// SHA-256 of the mask's file.
+    pub sha256: String,
+    /// Tokens that carry loss.
+    pub tokens: u64,
+    /// Bytes of UTF-8 text that they stand for.
+    pub bytes_of_text: u64,
 }
 
 impl TokenHeader {
@@ -79,7 +98,12 @@ impl TokenHeader {
         let bytes = json::read_bytes(&path)?;
         let object = json::parse_object(&path, &bytes)?;
         let key = "format_version";
-        version::check(&path, key, object.get(key), FORMAT_VERSION)?;
+        let found = object.get(key);
+        let known = match found.and_then(serde_json::Value::as_u64) {
+            Some(FORMAT_VERSION) => FORMAT_VERSION,
+            _ => MASKED_VERSION,
+        };
+        version::check(&path, key, found, known)?;
         let header: Self =
             serde_json::from_value(serde_json::Value::Object(object)).map_err(|e| {
                 TokenError::NotHeader {
@@ -99,6 +123,11 @@ impl TokenHeader {
             .flatten()
             .map(|shard| shard.tokens)
             .sum()
+    }
+
+    /// Whether the folder says which tokens carry loss.
+    pub fn has_masks(&self) -> bool {
+        self.format_version == MASKED_VERSION
     }
 
     /// The header as the text of its file, without the last line break.
@@ -125,8 +154,21 @@ impl TokenHeader {
             let expected = format!("an id below {vocab_size} (vocab_size)");
             return wrong("end_of_text".into(), expected, self.end_of_text.to_string());
         }
+        if self.chat_template_sha256.is_some() && !self.has_masks() {
+            let expected = format!("none in format_version {FORMAT_VERSION}");
+            return wrong("chat_template_sha256".into(), expected, "one".to_owned());
+        }
         for (split, shards) in &self.splits {
             for (number, shard) in shards.iter().enumerate() {
+                if shard.mask.is_some() != self.has_masks() {
+                    let key = format!("splits.{split}.{number}.mask");
+                    let (expected, found) = if self.has_masks() {
+                        (format!("a mask in format_version {MASKED_VERSION}"), "none")
+                    } else {
+                        (format!("none in format_version {FORMAT_VERSION}"), "one")
+                    };
+                    return wrong(key.into(), expected, found.to_owned());
+                }
                 let expected = shard_file(*split, number);
                 if shard.file != expected {
                     let key = format!("splits.{split}.{number}.file");

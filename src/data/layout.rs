@@ -8,8 +8,11 @@ use serde::{Deserialize, Serialize};
 /// Name of the header within its folder.
 pub const FILE: &str = crate::checkpoint::owned::TOKENS;
 
-/// The version of the format that this program writes, and the only one that it reads.
+/// The version of the format of a folder in which every token carries loss.
 pub const FORMAT_VERSION: u64 = 1;
+
+/// The version of a folder with masks. Programs that read version 1 alone would train on every token of it.
+pub const MASKED_VERSION: u64 = 2;
 
 /// How token ids are stored, little-endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -77,4 +80,9 @@ pub fn shard_file(split: Split, number: usize) -> String {
 /// Name of the file of document ends beside a file of ids.
 pub fn ends_file(split: Split, number: usize) -> String {
     format!("{split}-{number:05}.ends")
+}
+
+/// Name of the file beside a file of ids that says which of its tokens carry loss.
+pub fn mask_file(split: Split, number: usize) -> String {
+    format!("{split}-{number:05}.mask")
 }

@@ -48,6 +48,8 @@ pub struct Row {
     /// `[seq + 1]`: for each token the number of its document within the row, from 0. An end of text belongs to the
     /// document before it.
     pub documents: Vec<u32>,
+    /// `[seq + 1]`: for each token whether it carries loss where it is predicted.
+    pub scored: Vec<bool>,
 }
 
 impl Mixture {
@@ -185,6 +187,7 @@ impl Mixture {
         let start = offset + window * self.seq;
         let end = start + self.seq + 1;
         let ids = domain.folder.ids(self.split, start..end)?;
+        let scored = domain.folder.scored(self.split, start..end)?;
         let mut documents = vec![0; ids.len()];
         for end in domain.folder.ends(self.split, start..end)? {
             documents[(end - start) as usize..]
@@ -195,6 +198,7 @@ impl Mixture {
             domain: number,
             ids,
             documents,
+            scored,
         })
     }
 }

@@ -5,8 +5,10 @@
 //! row's number alone, so that a stopped run can resume anywhere.
 
 mod batches;
+mod conversation;
 mod dedup;
 pub mod documents;
+mod encode;
 mod error;
 pub mod folder;
 pub mod header;

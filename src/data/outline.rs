@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use super::header::{Shard, TokenHeader};
+use super::header::{Shard, ShardMask, TokenHeader};
 use super::input::{self, Kind, Packing};
-use super::layout::{FILE, FORMAT_VERSION, IdType, Split, shard_file};
+use super::layout::{FILE, FORMAT_VERSION, IdType, MASKED_VERSION, Split, shard_file};
 use super::tokenize::TokenizeSettings;
-use super::vocabulary::{TOKENIZER, TOKENIZER_CONFIG, Vocabulary};
+use super::vocabulary::{ChatLayout, TOKENIZER, TOKENIZER_CONFIG, Vocabulary};
 use crate::checkpoint::{json, outline};
 use crate::estimate::{BYTES_PER_TOKEN, Estimate, TOKENIZED};
 use crate::{Error, Result};
@@ -29,6 +29,7 @@ pub fn outline(settings: &TokenizeSettings) -> Result<Estimate> {
     };
     let dtype = vocab_size.and_then(IdType::of).unwrap_or(IdType::U16);
     let tokens = bytes / BYTES_PER_TOKEN;
+    let is_chat = settings.layout != ChatLayout::None;
     let shard = |split: Split, share: f64| {
         let (file, none) = (shard_file(split, 0), String::new());
         let (tokens, bytes_of_text) = ((share * tokens) as u64, (share * bytes) as u64);
@@ -41,16 +42,22 @@ pub fn outline(settings: &TokenizeSettings) -> Result<Estimate> {
                 bytes_of_text,
                 sha256: none.clone(),
                 ends_sha256: none,
+                mask: is_chat.then(ShardMask::default),
             }],
         )
     };
     let held_back = settings.validation;
     let header = TokenHeader {
-        format_version: FORMAT_VERSION,
+        format_version: if is_chat {
+            MASKED_VERSION
+        } else {
+            FORMAT_VERSION
+        },
         tokenizer_sha256: String::new(),
         vocab_size: vocab_size.unwrap_or(1),
         dtype,
         end_of_text: 0,
+        chat_template_sha256: None,
         sources: Vec::new(),
         splits: [
             shard(Split::Train, 1.0 - held_back),

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::header::Shard;
-use super::layout::{IdType, Split, ends_file, shard_file};
+use super::encode::EncodedDocument;
+use super::header::{Shard, ShardMask};
+use super::layout::{IdType, Split, ends_file, mask_file, shard_file};
 use crate::checkpoint::filesystem;
 use crate::checkpoint::hash::hex;
 use crate::{Error, Result};
@@ -29,6 +30,8 @@ pub(super) struct Shards<'a> {
 struct Open {
     ids: HashedFile,
     ends: HashedFile,
+    /// Of conversations, which tokens carry loss, and what the header says of them.
+    mask: Option<(HashedFile, ShardMask)>,
     tokens: u64,
     documents: u64,
     bytes_of_text: u64,
@@ -46,8 +49,9 @@ impl<'a> Shards<'a> {
         }
     }
 
-    /// Adds a document of `ids`, all of which the dtype holds, that stand for `bytes_of_text` bytes.
-    pub fn add(&mut self, ids: &[u32], bytes_of_text: u64) -> Result<()> {
+    /// Adds a document, all of whose ids the dtype holds. All documents have masks, or none has.
+    pub fn add(&mut self, document: &EncodedDocument) -> Result<()> {
+        let ids = &document.ids;
         let width = self.dtype.width();
         let is_full = |open: &Open| (open.tokens + ids.len() as u64) * width > self.limit;
         if self.open.as_ref().is_some_and(is_full) {
@@ -57,7 +61,12 @@ impl<'a> Shards<'a> {
             Some(open) => open,
             none => {
                 let number = self.done.len();
+                let mask = document.mask.as_ref().map(|_| {
+                    let file = self.folder.join(mask_file(self.split, number));
+                    Ok::<_, Error>((HashedFile::create(file)?, ShardMask::default()))
+                });
                 none.insert(Open {
+                    mask: mask.transpose()?,
                     ids: HashedFile::create(self.folder.join(shard_file(self.split, number)))?,
                     ends: HashedFile::create(self.folder.join(ends_file(self.split, number)))?,
                     tokens: 0,
@@ -77,9 +86,17 @@ impl<'a> Shards<'a> {
             };
             open.ids.write(&bytes)?;
         }
+        if let (Some((file, sums)), Some(mask)) = (&mut open.mask, &document.mask) {
+            for scored in mask.scored.chunks(AT_ONCE) {
+                let bytes: Vec<u8> = scored.iter().copied().map(u8::from).collect();
+                file.write(&bytes)?;
+            }
+            sums.tokens += mask.scored.iter().filter(|scored| **scored).count() as u64;
+            sums.bytes_of_text += mask.bytes_of_text;
+        }
         open.tokens += ids.len() as u64;
         open.documents += 1;
-        open.bytes_of_text += bytes_of_text;
+        open.bytes_of_text += document.bytes_of_text;
         open.ends.write(&open.tokens.to_le_bytes())
     }
 
@@ -91,6 +108,10 @@ impl<'a> Shards<'a> {
 
     fn close(&mut self) -> Result<()> {
         if let Some(open) = self.open.take() {
+            let mask = open.mask.map(|(file, sums)| {
+                let sha256 = file.finish()?;
+                Ok::<_, Error>(ShardMask { sha256, ..sums })
+            });
             self.done.push(Shard {
                 file: shard_file(self.split, self.done.len()),
                 tokens: open.tokens,
@@ -98,6 +119,7 @@ impl<'a> Shards<'a> {
                 bytes_of_text: open.bytes_of_text,
                 sha256: open.ids.finish()?,
                 ends_sha256: open.ends.finish()?,
+                mask: mask.transpose()?,
             });
         }
         Ok(())

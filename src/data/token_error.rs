@@ -121,6 +121,16 @@ pub enum TokenError {
         /// Tokens of the shard.
         tokens: u64,
     },
+    /// A byte of a mask that is neither 0 nor 1.
+    #[error("{}: byte {position}: expected 0 or 1, found {found}", path.display())]
+    WrongMask {
+        /// The mask's file.
+        path: PathBuf,
+        /// The byte, from 0.
+        position: u64,
+        /// Its value.
+        found: u8,
+    },
 
     /// A mixture of nothing.
     #[error("expected one domain or more to mix, found none")]
@@ -199,7 +209,10 @@ impl TokenError {
             Self::WrongLength { .. } => {
                 "is the shard cut? copy the token folder again, or tokenize the texts again"
             }
-            Self::LargeId { .. } | Self::WrongEnd { .. } | Self::WrongLastEnd { .. } => DAMAGED,
+            Self::LargeId { .. }
+            | Self::WrongEnd { .. }
+            | Self::WrongLastEnd { .. }
+            | Self::WrongMask { .. } => DAMAGED,
             Self::Weight { .. } => "leave out a domain that is not wanted",
             Self::MixedTokenizers { .. } => {
                 "tokenize all domains with one and the same --tokenizer"
@@ -228,6 +241,7 @@ impl TokenError {
             | Self::NoSuchDocument { path, .. }
             | Self::WrongEnd { path, .. }
             | Self::WrongLastEnd { path, .. }
+            | Self::WrongMask { path, .. }
             | Self::MixedTokenizers { path, .. }
             | Self::ShortSplit { path, .. } => ErrorPlace::of(path),
             Self::NoDomain

@@ -3,7 +3,6 @@
 //! Documents are read in batches, the next one while the last is processed. Memory holds two batches and some 170 bytes
 //! for each document, however much text there is. Nothing depends on the number of threads.
 
-use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -11,28 +10,34 @@ use rayon::prelude::*;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::batches::{Counts, Reader};
-use super::dedup::{Fingerprints, fingerprint};
+use super::batches::{Counts, ReadDocument, Reader};
+use super::conversation;
+use super::dedup::{Fingerprint, Fingerprints, fingerprint};
+use super::documents::DocumentForm;
+use super::encode::{EncodedDocument, Encoder};
 use super::error::DataError;
 use super::header::{Shard, TextSource, TokenHeader};
 use super::input;
-use super::layout::{FILE, FORMAT_VERSION, IdType, Split};
+use super::layout::{FILE, FORMAT_VERSION, IdType, MASKED_VERSION, Split};
 use super::shards::Shards;
 use super::split::{Assignment, assign};
-use super::vocabulary::{self, MOST_TEXT, Ready, Vocabulary};
+use super::vocabulary::{self, ChatLayout, MOST_TEXT, Ready, Vocabulary};
 use crate::Result;
 use crate::checkpoint::SourceFile;
 use crate::checkpoint::hash::{hex, sha256, sha256_source};
 use crate::checkpoint::output::OutputFolder;
 use crate::checkpoint::source_file::{Stamp, changed};
+use crate::model::chat::RenderChat;
 
 /// What to tokenize, and how.
 #[derive(Clone, Debug)]
 pub struct TokenizeSettings {
     /// Files, folders and patterns.
     pub paths: Vec<PathBuf>,
-    /// The field of JSON lines, or column of a table, that holds the text.
-    pub text_key: String,
+    /// What documents are.
+    pub form: DocumentForm,
+    /// What lays out conversations.
+    pub layout: ChatLayout,
     /// The tokenizer.
     pub vocabulary: Vocabulary,
     /// The token that ends a text, where the tokenizer's files should not say.
@@ -101,6 +106,9 @@ pub struct SplitReport {
     pub bytes_of_text: u64,
     /// Bytes of text by tokens.
     pub bytes_per_token: f64,
+    /// Of conversations, tokens of answers: those that carry loss.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub answer_tokens: Option<u64>,
 }
 
 /// The files, and what is known of their documents.
@@ -112,9 +120,10 @@ struct Corpus {
     assignment: Assignment,
 }
 
-/// Makes a token folder; `progress` is called as the work advances.
+/// Makes a token folder; `render` lays out conversations, and `progress` is called as the work advances.
 pub fn tokenize(
     settings: &TokenizeSettings,
+    render: &RenderChat,
     progress: &(dyn Fn(TokenizeProgress) + Sync),
 ) -> Result<TokenizeReport> {
     if !(0.0..1.0).contains(&settings.validation) {
@@ -132,8 +141,9 @@ pub fn tokenize(
     folder.clear()?;
     // What is wrong with the tokenizer is said before all texts are read.
     let existing = match &settings.vocabulary {
-        Vocabulary::Existing(path) => {
-            Some(vocabulary::read(path, settings.end_of_text.as_deref())?)
+        Vocabulary::Existing(path) => Some(settings.read_vocabulary(path)?),
+        Vocabulary::Train(_) if settings.layout != ChatLayout::None => {
+            return Err(DataError::NoTemplateYet.into());
         }
         Vocabulary::Train(_) => None,
     };
@@ -143,11 +153,10 @@ pub fn tokenize(
             corpus.train_tokenizer(*count, settings, folder.path(), progress)?
         }
         (Some(ready), _) => ready,
-        (None, Vocabulary::Existing(path)) => {
-            vocabulary::read(path, settings.end_of_text.as_deref())?
-        }
+        (None, Vocabulary::Existing(path)) => settings.read_vocabulary(path)?,
     };
-    let splits = corpus.write(settings, &ready, folder.path(), progress)?;
+    let encoder = Encoder::new(&ready, render);
+    let splits = corpus.write(settings, (&ready, &encoder), folder.path(), progress)?;
     let mut tokenizer_sha256 = String::new();
     for (name, bytes) in &ready.files {
         let file = folder.write(name, bytes)?;
@@ -158,11 +167,18 @@ pub fn tokenize(
     let report = |split: Split| SplitReport::of(&splits[split as usize]);
     let (train, validation) = (report(Split::Train), report(Split::Validation));
     let header = TokenHeader {
-        format_version: FORMAT_VERSION,
+        format_version: match &ready.template {
+            Some(_) => MASKED_VERSION,
+            None => FORMAT_VERSION,
+        },
         tokenizer_sha256: tokenizer_sha256.clone(),
         vocab_size: ready.vocab_size,
         dtype: id_type(&ready)?,
         end_of_text: ready.end_of_text,
+        chat_template_sha256: ready.template.as_ref().map(|template| {
+            let sources: Vec<&str> = template.sources().collect();
+            sha256(sources.join("\0").as_bytes())
+        }),
         sources: corpus.sources,
         splits: Split::ALL
             .into_iter()
@@ -191,7 +207,25 @@ pub fn tokenize(
     })
 }
 
-/// What the output must not replace: the texts and the tokenizer. `found` are the files of each path.
+impl TokenizeSettings {
+    fn read_vocabulary(&self, path: &Path) -> Result<Ready> {
+        vocabulary::read(path, self.end_of_text.as_deref(), &self.layout)
+    }
+
+    /// By what duplicates of a document are found.
+    fn fingerprint(&self, text: &str) -> Option<Fingerprint> {
+        if let DocumentForm::Texts(_) = self.form {
+            return fingerprint(text);
+        }
+        // What was written as a conversation can be read as one.
+        let conversation = serde_json::from_str(text).ok()?;
+        let mut found = fingerprint(&conversation::words(&conversation))?;
+        found.bytes = text.len() as u64;
+        Some(found)
+    }
+}
+
+/// What the output must not replace: the texts, the tokenizer and the template. `found` are the files of each path.
 fn inputs<'a>(settings: &'a TokenizeSettings, found: &'a [Vec<PathBuf>]) -> Vec<&'a Path> {
     let mut inputs: Vec<&Path> = Vec::new();
     for (path, files) in settings.paths.iter().zip(found) {
@@ -202,6 +236,9 @@ fn inputs<'a>(settings: &'a TokenizeSettings, found: &'a [Vec<PathBuf>]) -> Vec<
         }
     }
     if let Vocabulary::Existing(path) = &settings.vocabulary {
+        inputs.push(path);
+    }
+    if let ChatLayout::File(path) = &settings.layout {
         inputs.push(path);
     }
     inputs
@@ -222,7 +259,10 @@ impl SplitReport {
         let sum = |value: fn(&Shard) -> u64| shards.iter().map(value).sum::<u64>();
         let (tokens, bytes_of_text) = (sum(|shard| shard.tokens), sum(|shard| shard.bytes_of_text));
         let bytes_per_token = bytes_of_text as f64 / tokens.max(1) as f64;
+        let answers = shards.iter().filter_map(|shard| shard.mask.as_ref());
+        let answer_tokens = answers.map(|mask| mask.tokens).reduce(|a, b| a + b);
         Self {
+            answer_tokens,
             documents: sum(|shard| shard.documents),
             tokens,
             bytes_of_text,
@@ -242,7 +282,7 @@ impl Corpus {
             .iter()
             .map(|files| {
                 let open = |path: &PathBuf| {
-                    input::kind(path)?;
+                    settings.form.kind(path)?;
                     let source = SourceFile::open(path)?;
                     let hash = sha256_source(&source)?;
                     Ok((source, hash))
@@ -274,11 +314,11 @@ impl Corpus {
         let mut bytes_of_text = 0;
         let mut fingerprints = Fingerprints::default();
         let report = |length| progress(TokenizeProgress::Bytes(length));
-        let reader = Reader::new(&files, &settings.text_key, &report);
+        let reader = Reader::new(&files, &settings.form, &report);
         let counts = reader.batches(&mut |batch| {
             let found: Vec<_> = batch
                 .par_iter()
-                .map(|(_, text)| fingerprint(text))
+                .map(|document| settings.fingerprint(&document.text))
                 .collect();
             for document in found.into_iter().flatten() {
                 bytes_of_text += document.bytes;
@@ -326,13 +366,13 @@ impl Corpus {
         ));
         let failure = Mutex::new(None);
         let nothing = |_| {};
-        let mut reader = Reader::new(&self.files, &settings.text_key, &nothing);
+        let mut reader = Reader::new(&self.files, &settings.form, &nothing);
         let mut splits = self.assignment.splits.iter();
         let mut left = MOST_TEXT;
         let texts = std::iter::from_fn(|| {
             loop {
                 let text = match reader.next_document() {
-                    Ok(document) => document?.1,
+                    Ok(document) => document?.text,
                     Err(error) => {
                         // A poisoned lock would mean that another thread had panicked here.
                         failure
@@ -368,7 +408,7 @@ impl Corpus {
     fn write(
         &self,
         settings: &TokenizeSettings,
-        ready: &Ready,
+        (ready, encoder): (&Ready, &Encoder),
         folder: &Path,
         progress: &(dyn Fn(TokenizeProgress) + Sync),
     ) -> Result<[Vec<Shard>; 2]> {
@@ -378,50 +418,32 @@ impl Corpus {
         progress(TokenizeProgress::Begin("tokenizing", self.bytes_of_text));
         let mut splits = self.assignment.splits.iter();
         let nothing = |_| {};
-        let reader = Reader::new(&self.files, &settings.text_key, &nothing);
+        let reader = Reader::new(&self.files, &settings.form, &nothing);
         reader.batches(&mut |batch| {
             // As many as the first pass has seen, unless a file has changed in a way that its stamp does not show.
-            let batch: Vec<(&Path, String, Option<Split>)> = batch
+            let batch: Vec<(ReadDocument, Option<Split>)> = batch
                 .into_iter()
-                .map(|(path, text)| {
-                    let split = splits.next().ok_or_else(|| changed(path))?;
-                    Ok((path, text, *split))
+                .map(|document| {
+                    let split = splits.next().ok_or_else(|| changed(document.path))?;
+                    Ok((document, *split))
                 })
                 .collect::<Result<_>>()?;
-            let tokens: Vec<Vec<u32>> = batch
+            let encoded: Vec<EncodedDocument> = batch
                 .par_iter()
-                .map(|(path, text, split)| match split {
-                    None => Ok(Vec::new()),
-                    Some(_) => tokens(ready, path, text),
+                .map(|(document, split)| match split {
+                    None => Ok(EncodedDocument::default()),
+                    Some(_) => encoder.encode(document.path, document.place, &document.text),
                 })
                 .collect::<Result<_>>()?;
-            for ((_, text, split), ids) in batch.iter().zip(tokens) {
+            for ((document, split), encoded) in batch.iter().zip(encoded) {
                 if let Some(split) = split {
-                    shards[*split as usize].add(&ids, text.len() as u64)?;
+                    shards[*split as usize].add(&encoded)?;
                 }
-                progress(TokenizeProgress::Bytes(text.len() as u64));
+                progress(TokenizeProgress::Bytes(document.text.len() as u64));
             }
             Ok(())
         })?;
         let [train, validation] = shards;
         Ok([train.finish()?, validation.finish()?])
     }
-}
-
-/// The tokens of a document of the file `path`, with an end of text.
-fn tokens(ready: &Ready, path: &Path, text: &str) -> Result<Vec<u32>> {
-    let mut ids = ready
-        .tokenizer
-        .ids(text)
-        .map_err(|error| DataError::Untokenizable {
-            path: path.to_path_buf(),
-            begins: text.chars().take(40).collect(),
-            problem: error.to_string(),
-            hint: error.hint().map(Cow::into_owned),
-        })?;
-    // Some tokenizers put it there themselves.
-    if ids.last() != Some(&ready.end_of_text) {
-        ids.push(ready.end_of_text);
-    }
-    Ok(ids)
 }

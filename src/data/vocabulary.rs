@@ -19,6 +19,7 @@ use super::header::TokenHeader;
 use super::layout::FILE;
 use crate::arguments::{ArgumentRole, ArgumentValue};
 use crate::checkpoint::{SourceFile, json};
+use crate::model::chat::{self, ChatError, ChatTemplate};
 use crate::model::generate::eos_ids;
 use crate::model::tokenizer::Tokenizer;
 use crate::{Error, Result};
@@ -103,6 +104,17 @@ impl fmt::Display for Vocabulary {
     }
 }
 
+/// What lays out conversations.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ChatLayout {
+    /// Nothing: documents are texts.
+    None,
+    /// The chat template beside the tokenizer.
+    Own,
+    /// The template in this file.
+    File(PathBuf),
+}
+
 /// A tokenizer ready for use.
 pub(super) struct Ready {
     pub tokenizer: Tokenizer,
@@ -110,12 +122,14 @@ pub(super) struct Ready {
     pub notes: Vec<String>,
     pub vocab_size: u64,
     pub end_of_text: u32,
+    /// Of conversations, what lays them out.
+    pub template: Option<ChatTemplate>,
     /// Files to put beside the shards, so that the folder can be read, and used as a tokenizer, on its own.
     pub files: Vec<(&'static str, Vec<u8>)>,
 }
 
 /// Reads a tokenizer; `end_of_text` names the token that ends a text where its own files should not say.
-pub(super) fn read(path: &Path, end_of_text: Option<&str>) -> Result<Ready> {
+pub(super) fn read(path: &Path, end_of_text: Option<&str>, layout: &ChatLayout) -> Result<Ready> {
     let file = if path.is_dir() {
         path.join(TOKENIZER)
     } else {
@@ -127,10 +141,17 @@ pub(super) fn read(path: &Path, end_of_text: Option<&str>) -> Result<Ready> {
     let folder = file.parent().unwrap_or(Path::new("."));
     let config = folder.join(TOKENIZER_CONFIG);
     // What is kept must be what made the ids, and both are read more than once.
-    let read = [&file, &config]
+    let own_template = folder.join(chat::FILE);
+    let template_file = match layout {
+        ChatLayout::None => None,
+        ChatLayout::Own => Some(own_template.as_path()),
+        ChatLayout::File(path) => Some(path.as_path()),
+    };
+    let read = [Some(file.as_path()), Some(&config), template_file]
         .into_iter()
+        .flatten()
         .filter(|path| path.exists())
-        .map(|path| SourceFile::open(path));
+        .map(SourceFile::open);
     let read = read.collect::<Result<Vec<_>>>()?;
     let tokenizer = Tokenizer::open(&file)?;
     let end_of_text = match end_of_text {
@@ -150,15 +171,46 @@ pub(super) fn read(path: &Path, end_of_text: Option<&str>) -> Result<Ready> {
     if config.exists() {
         files.push((TOKENIZER_CONFIG, json::read_bytes(&config)?));
     }
+    let template = match layout {
+        ChatLayout::None => None,
+        ChatLayout::Own => Some(own_template_of(folder)?),
+        ChatLayout::File(path) => Some(ChatTemplate::from_file(path, folder)?),
+    };
+    if let Some(path) = template_file.filter(|path| path.exists()) {
+        files.push((chat::FILE, json::read_bytes(path)?));
+    }
     read.iter().try_for_each(SourceFile::check_unchanged)?;
     let notes = tokenizer.note().into_iter();
-    let notes = notes.chain(beyond_model(&tokenizer, folder)?).collect();
+    let notes = notes
+        .chain(beyond_model(&tokenizer, folder)?)
+        .chain(template.as_ref().and_then(of_the_day))
+        .collect();
     Ok(Ready {
         tokenizer,
         notes,
         vocab_size,
         end_of_text,
+        template,
         files,
+    })
+}
+
+/// The chat template beside a tokenizer.
+fn own_template_of(folder: &Path) -> Result<ChatTemplate> {
+    ChatTemplate::load(folder).map_err(|error| match error {
+        Error::Chat(ChatError::NoTemplate { .. }) => {
+            error.with_hint("pass --chat-template FILE, or a --tokenizer with a chat template")
+        }
+        other => other,
+    })
+}
+
+/// What to say where the tokens depend on the day.
+fn of_the_day(template: &ChatTemplate) -> Option<String> {
+    template.reads_clock().then(|| {
+        "the chat template may write the day, so that other days make other tokens; `chat_template_kwargs` in a line \
+         sets its variables"
+            .to_owned()
     })
 }
 
@@ -235,6 +287,7 @@ pub(super) fn train(
         end_of_text: id_of(&tokenizer, end_of_text)?,
         vocab_size: tokenizer.vocab_size(),
         tokenizer,
+        template: None,
         notes: Vec::new(),
         files: vec![
             (TOKENIZER, text.into_bytes()),

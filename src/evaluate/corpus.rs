@@ -30,12 +30,14 @@ enum Content {
     Tokens(Arc<TokenFolder>),
 }
 
-/// Tokens that a model reads at once; all but the first are scored.
+/// Tokens that a model reads at once; the first is never scored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Window {
     /// Token ids.
     pub ids: Vec<u32>,
-    /// Bytes of text of the scored tokens, which are all but the first.
+    /// For each token after the first whether it is scored: of conversations, those of answers.
+    pub scored: Vec<bool>,
+    /// Bytes of text of the scored tokens.
     pub bytes: usize,
 }
 
@@ -59,8 +61,8 @@ impl Domain {
     ///
     /// Texts are tokenised as transformers tokenises them, with the special tokens that the tokenizer adds. The ends of
     /// text of a token folder are left out, so that the windows are the same as of its texts. The folder must be of the
-    /// same tokenizer. Its windows have their share of the split's bytes by their tokens. Windows with one token have
-    /// nothing to score and are left out.
+    /// same tokenizer. Its windows have their share of the split's bytes by their tokens. Of conversations, answers alone
+    /// are scored. Windows with nothing to score are left out.
     pub fn windows(
         &self,
         tokenizer: &Tokenizer,
@@ -136,6 +138,7 @@ fn text_windows(
                 let bytes = encoded.ends[end - 1] - encoded.ends[start];
                 windows.push(Window {
                     ids: encoded.ids[start..end].to_vec(),
+                    scored: vec![true; end - start - 1],
                     bytes,
                 });
             }
@@ -146,10 +149,9 @@ fn text_windows(
 
 fn token_windows(folder: &TokenFolder, context: usize, mut left: usize) -> Result<Vec<Window>> {
     let split = Split::Validation;
-    let end_of_text = folder.header().end_of_text;
-    let texts = folder.tokens(split) - folder.documents(split);
-    let bytes_per_token = folder.bytes_of_text(split) as f64 / texts.max(1) as f64;
-    let (mut windows, mut scored) = (Vec::new(), 0);
+    let (end_of_text, has_masks) = (folder.header().end_of_text, folder.header().has_masks());
+    let bytes_per_token = folder.bytes_per_scored_token(split, false);
+    let (mut windows, mut count) = (Vec::new(), 0);
     // The running sum is rounded, so that the bytes of all windows add up.
     let bytes = |tokens: usize| libm::round(tokens as f64 * bytes_per_token) as usize;
     for number in 0..folder.documents(split) {
@@ -160,16 +162,24 @@ fn token_windows(folder: &TokenFolder, context: usize, mut left: usize) -> Resul
         document.end = document
             .end
             .min(document.start.saturating_add(left as u64).saturating_add(1));
-        let mut ids = folder.ids(split, document)?;
-        ids.pop_if(|last| *last == end_of_text);
+        let mut ids = folder.ids(split, document.clone())?;
+        let scored = folder.scored(split, document)?;
+        // Of a conversation, it is the last token of the template.
+        ids.pop_if(|last| *last == end_of_text && !has_masks);
         ids.truncate(left);
         left -= ids.len();
-        for window in ids.chunks(context).filter(|window| window.len() > 1) {
-            let before = bytes(scored);
-            scored += window.len() - 1;
+        for (ids, scored) in ids.chunks(context).zip(scored.chunks(context)) {
+            let scored = scored[1..ids.len()].to_vec();
+            let found = scored.iter().filter(|scored| **scored).count();
+            if found == 0 {
+                continue;
+            }
+            let before = bytes(count);
+            count += found;
             windows.push(Window {
-                ids: window.to_vec(),
-                bytes: bytes(scored) - before,
+                ids: ids.to_vec(),
+                scored,
+                bytes: bytes(count) - before,
             });
         }
     }

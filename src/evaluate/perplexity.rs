@@ -54,10 +54,12 @@ pub fn score(
     check_memory("the longest window", needed, "pass a smaller --context")?;
     let (mut nll, mut tokens, mut bytes) = (0.0, 0, 0);
     for window in windows {
-        nll += negative_log_likelihoods(model, &window.ids, overrides, recorder.as_deref_mut())?
-            .iter()
-            .sum::<f64>();
-        tokens += window.ids.len() - 1;
+        let found =
+            negative_log_likelihoods(model, &window.ids, overrides, recorder.as_deref_mut())?;
+        let scored = found.iter().zip(&window.scored);
+        let scored = scored.filter(|(_, scored)| **scored).map(|(nll, _)| nll);
+        nll += scored.sum::<f64>();
+        tokens += window.scored.iter().filter(|scored| **scored).count();
         bytes += window.bytes;
         progress(window.ids.len() as u64);
     }

@@ -47,6 +47,15 @@ pub struct Encoded {
     pub ends: Vec<usize>,
 }
 
+/// Token ids of a text, and where in the text each is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Spanned {
+    /// Token ids.
+    pub ids: Vec<u32>,
+    /// For each token its bytes of the text, as the tokenizer says: tokens of one character share them.
+    pub spans: Vec<Range<usize>>,
+}
+
 impl Tokenizer {
     /// Loads `tokenizer.json` of the checkpoint in `folder`, whose model has `vocab_size` embeddings.
     ///
@@ -183,6 +192,19 @@ impl Tokenizer {
     /// Token ids of `text`; with `special`, the tokens around a text that the tokenizer asks for are added.
     pub fn encode(&self, text: &str, special: bool) -> Result<Encoded> {
         Ok(self.tokens(text, special, Offsets::Kept, PIECE)?.0)
+    }
+
+    /// Token ids of `text` alone with their places, without tokens around it.
+    pub fn spans(&self, text: &str) -> Result<Spanned> {
+        let mut found = Spanned::default();
+        for piece in self.pieces(text, PIECE)? {
+            let encoding = self.encoding(&text[piece.clone()], false, Offsets::Kept)?;
+            found.ids.extend(encoding.get_ids());
+            let spans = encoding.get_offsets().iter();
+            let spans = spans.map(|(start, end)| piece.start + start..piece.start + end);
+            found.spans.extend(spans);
+        }
+        Ok(found)
     }
 
     /// Tokens of a text, in pieces of about `piece` bytes, and how many of them the tokenizer added at the end.

@@ -237,9 +237,11 @@ pub(super) fn forward_options(rows: &[Row], documents: Documents) -> Forward {
     }
 }
 
-/// Whether the token after `position` of a row is predicted.
+/// Whether the token after `position` of a row is predicted, and carries loss.
 pub(super) fn predicted(row: &Row, position: usize, documents: Documents) -> bool {
-    documents == Documents::Joined || row.documents[position] == row.documents[position + 1]
+    let follows =
+        documents == Documents::Joined || row.documents[position] == row.documents[position + 1];
+    follows && row.scored[position + 1]
 }
 
 #[cfg(test)]
@@ -300,6 +302,7 @@ mod tests {
             domain: 0,
             ids: (0..9).map(|i| (first + i * 37) % 384).collect(),
             documents: vec![0, 0, 0, 0, 1, 1, 1, 1, 1],
+            scored: vec![true; 9],
         };
         vec![row(5), row(211)]
     }

@@ -231,7 +231,9 @@ impl TrainError {
                 let nearest = nearest.as_ref()?;
                 return Some(format!("the nearest known word is `{nearest}`").into());
             }
-            Self::NothingToPredict => "pass longer rows: --seq",
+            Self::NothingToPredict => {
+                "pass longer rows (--seq) or more of them (--batch): no token of them carries loss"
+            }
             Self::Stopped { .. } => {
                 "pass --on-nan skip or --on-spike FACTOR:skip to continue without these steps, or a smaller --learning-rate"
             }

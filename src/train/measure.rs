@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::backward::{Batch, forward_options};
+use super::backward::{Batch, forward_options, predicted};
 use super::metrics::Validation;
 use super::settings::Settings;
 use crate::data::{Mixture, Row, Split, TokenFolder};
@@ -19,20 +19,17 @@ pub(super) struct HeldBack {
 }
 
 impl HeldBack {
-    /// Up to `most` rows of the validation split; `None` where it has not one.
+    /// Up to `most` rows of the validation split; `None` where it has none, or none with a token that carries loss.
     pub(super) fn of(
         name: &str,
         folder: TokenFolder,
         settings: &Settings,
         most: usize,
     ) -> Result<Option<Self>> {
-        let (tokens, bytes) = (
-            folder.tokens(Split::Validation),
-            folder.bytes_of_text(Split::Validation),
-        );
-        if tokens < settings.seq as u64 + 1 {
+        if folder.tokens(Split::Validation) < settings.seq as u64 + 1 {
             return Ok(None);
         }
+        let bytes_per_token = folder.bytes_per_scored_token(Split::Validation, true);
         let domain = (name.to_owned(), folder, 1.0);
         let mixture = Mixture::new(
             vec![domain],
@@ -41,10 +38,13 @@ impl HeldBack {
             Split::Validation,
         )?;
         let rows = mixture.rows(0, most.min(mixture.rows_in_epoch(0) as usize))?;
-        Ok(Some(Self {
+        let is_scored = |row: &Row| {
+            (0..settings.seq).any(|position| predicted(row, position, settings.documents))
+        };
+        Ok(rows.iter().any(is_scored).then(|| Self {
             name: name.to_owned(),
             rows,
-            bytes_per_token: bytes as f64 / tokens as f64,
+            bytes_per_token,
         }))
     }
 

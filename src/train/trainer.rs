@@ -373,6 +373,7 @@ mod tests {
                 .map(|i| ((number * 31 + i * 37 + i * i) % 300) as u32)
                 .collect(),
             documents: (0..=settings.seq).map(|i| u32::from(i > 5)).collect(),
+            scored: (0..=settings.seq).map(|i| i != 3).collect(),
         };
         (0..4).map(|i| row(4 * step + i)).collect()
     }

@@ -16,6 +16,7 @@ mod beside;
 mod bounds;
 mod cards;
 mod certificates;
+mod chat;
 mod commands;
 mod common;
 mod compatibility;

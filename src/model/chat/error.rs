@@ -38,6 +38,20 @@ pub enum ChatError {
         /// Bytes of the template.
         length: usize,
     },
+    /// A template that changes the text before an answer, or the answer itself, with what follows.
+    #[error("{}: cannot find the answer in message {message}: its text changes with what follows", path.display())]
+    NoPrefix {
+        /// The file.
+        path: PathBuf,
+        /// The message, from 1.
+        message: usize,
+    },
+    /// A template whose marks of answers hold no text.
+    #[error("{}: marks no text of an answer by {{% generation %}}", path.display())]
+    NoMark {
+        /// The file.
+        path: PathBuf,
+    },
     /// A conversation that the template cannot render.
     #[error("{}: the chat template cannot be rendered: {problem}", path.display())]
     Render {
@@ -55,6 +69,13 @@ impl ChatError {
             Self::NoTemplate { .. } => Some(Cow::Borrowed(
                 "a model that was not trained on conversations has none: leave out --chat, and pass --prompt",
             )),
+            Self::NoPrefix { .. } => Some(Cow::Borrowed(
+                "pass --chat-template FILE with {% generation %} and {% endgeneration %} around the answers, or give each \
+                 conversation one answer, at its end",
+            )),
+            Self::NoMark { .. } => Some(Cow::Borrowed(
+                "pass --chat-template FILE with the marks outside macros and `set` blocks",
+            )),
             _ => None,
         }
     }
@@ -65,6 +86,8 @@ impl ChatError {
             Self::NoDefault { path } => ErrorPlace::of(path).with_key("chat_template"),
             Self::NoTemplate { path }
             | Self::NotUtf8 { path }
+            | Self::NoPrefix { path, .. }
+            | Self::NoMark { path }
             | Self::LongTemplate { path, .. }
             | Self::Render { path, .. } => ErrorPlace::of(path),
         }

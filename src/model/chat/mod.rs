@@ -8,9 +8,11 @@
 //! A template is a program from a stranger. [`RenderRequest::text`] bounds its steps and its output, but it can still exhaust
 //! the stack or the memory. Render in a process that may die: the command line does.
 
+mod answers;
 mod bounds;
 mod error;
 mod filters;
+mod marks;
 mod methods;
 mod percent;
 mod python;
@@ -26,10 +28,13 @@ use crate::checkpoint::json;
 use crate::error::InputError;
 use crate::{Error, Result};
 
+pub(crate) use answers::ASSISTANT;
+pub use answers::{RenderChat, answered};
 pub use error::ChatError;
-pub use request::{Conversation, RenderRequest};
+pub use request::{Conversation, RenderRequest, RenderedChat};
 
-const FILE: &str = "chat_template.jinja";
+/// Name of the file of a chat template.
+pub(crate) const FILE: &str = "chat_template.jinja";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const SPECIAL_TOKENS: &str = "special_tokens_map.json";
 /// Bytes of the longest template. Templates that models ship have at most some ten thousand.
@@ -51,9 +56,7 @@ impl ChatTemplate {
         let (config, special) = (object(folder, TOKENIZER_CONFIG)?, special_tokens(folder)?);
         let path = folder.join(FILE);
         if path.exists() {
-            let source = String::from_utf8(json::read_bytes_up_to(&path, LONGEST_TEMPLATE)?)
-                .map_err(|_| ChatError::NotUtf8 { path: path.clone() })?;
-            return Self::new(path, source, None, special);
+            return Self::read(path, special);
         }
         let path = folder.join(TOKENIZER_CONFIG);
         match config.get("chat_template") {
@@ -77,6 +80,17 @@ impl ChatTemplate {
             }
             .into()),
         }
+    }
+
+    /// The template in a file of its own, with the special tokens of the checkpoint in `folder`.
+    pub fn from_file(path: &Path, folder: &Path) -> Result<Self> {
+        Self::read(path.to_path_buf(), special_tokens(folder)?)
+    }
+
+    fn read(path: PathBuf, special: Map<String, Value>) -> Result<Self> {
+        let source = String::from_utf8(json::read_bytes_up_to(&path, LONGEST_TEMPLATE)?)
+            .map_err(|_| ChatError::NotUtf8 { path: path.clone() })?;
+        Self::new(path, source, None, special)
     }
 
     fn new(
@@ -104,15 +118,27 @@ impl ChatTemplate {
 
     /// What to render for this conversation.
     pub fn request(&self, conversation: Conversation) -> RenderRequest {
-        let for_tools = self
-            .tool_use
-            .as_ref()
-            .filter(|_| conversation.tools.is_some());
         RenderRequest {
-            source: for_tools.unwrap_or(&self.source).clone(),
+            source: self.source_for(&conversation).to_owned(),
             special: self.special.clone(),
             conversation,
         }
+    }
+
+    /// The templates: the usual one, and the one for conversations with tools, where there is one.
+    pub fn sources(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(self.source.as_str()).chain(self.tool_use.as_deref())
+    }
+
+    /// Whether the text depends on the day.
+    pub fn reads_clock(&self) -> bool {
+        self.sources().any(|source| source.contains("strftime_now"))
+    }
+
+    fn source_for(&self, conversation: &Conversation) -> &str {
+        let for_tools = self.tool_use.as_deref();
+        let for_tools = for_tools.filter(|_| conversation.tools.is_some());
+        for_tools.unwrap_or(&self.source)
     }
 
     /// The error for a conversation that this template cannot render.

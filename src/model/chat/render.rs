@@ -5,7 +5,8 @@ use minijinja::value::Serde;
 use minijinja::{Environment, context};
 
 use super::bounds::LONGEST;
-use super::request::RenderRequest;
+use super::marks::Marks;
+use super::request::{RenderRequest, RenderedChat};
 use super::{filters, methods, python, source};
 
 /// Steps that a template may take; real ones take some thousand. Texts count by their length.
@@ -18,11 +19,19 @@ impl RenderRequest {
     ///
     /// It holds its special tokens itself: encode it without adding any. A hostile template can end the process.
     pub fn text(&self) -> Result<String, String> {
+        Ok(self.rendered()?.text)
+    }
+
+    /// The text, and the answers that the template marks in it.
+    ///
+    /// # Errors
+    /// As of [`text`](Self::text).
+    pub fn rendered(&self) -> Result<RenderedChat, String> {
         let source = source::prepared(&self.source)?;
         self.render(&source).map_err(|error| problem(&error))
     }
 
-    fn render(&self, source: &str) -> Result<String, minijinja::Error> {
+    fn render(&self, source: &str) -> Result<RenderedChat, minijinja::Error> {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder()
             .trim_blocks(true)
@@ -33,6 +42,8 @@ impl RenderRequest {
         environment.set_unknown_method_callback(methods::call);
         environment.set_formatter(|out, _, value| Ok(out.write_str(&python::text(value)?)?));
         filters::extend(&mut environment);
+        let marks = Marks::default();
+        marks.watch(&mut environment);
 
         let conversation = &self.conversation;
         let special = minijinja::Value::from(Serde(&self.special));
@@ -44,17 +55,20 @@ impl RenderRequest {
             add_generation_prompt => conversation.add_generation_prompt,
             ..context! { ..others, ..special }
         };
-        let mut text = Bounded(Vec::new());
+        let mut text = Bounded(Vec::new(), marks.clone());
         environment
             .template_from_str(source)?
             .render_captured_to(variables, &mut text)?;
-        // The engine writes text.
-        Ok(String::from_utf8_lossy(&text.0).into_owned())
+        Ok(RenderedChat {
+            // The engine writes text.
+            text: String::from_utf8_lossy(&text.0).into_owned(),
+            answers: marks.answers(),
+        })
     }
 }
 
 /// Text up to [`LONGEST`] bytes.
-struct Bounded(Vec<u8>);
+struct Bounded(Vec<u8>, Marks);
 
 impl std::io::Write for Bounded {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
@@ -64,6 +78,7 @@ impl std::io::Write for Bounded {
             )));
         }
         self.0.extend_from_slice(bytes);
+        self.1.wrote(bytes.len());
         Ok(bytes.len())
     }
 

@@ -1,5 +1,7 @@
 //! What a chat template lays out.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -68,6 +70,15 @@ fn prepared(message: &Map<String, Value>) -> Map<String, Value> {
     message.extend(given);
     message.insert("reasoning_content".to_owned(), reasoning);
     message
+}
+
+/// A conversation as its template lays it out.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RenderedChat {
+    /// The text. It holds its special tokens itself: encode it without adding any.
+    pub text: String,
+    /// Where the assistant's answers are, in bytes of the text, in order.
+    pub answers: Vec<Range<usize>>,
 }
 
 /// All that the text of a conversation depends on.

@@ -34,6 +34,17 @@ const SURPLUS: [&str; 2] = ["kwargs", "varargs"];
 /// Filter that formats a text as Python's `%` does.
 pub(super) const PERCENT: &str = "_percent";
 
+/// Function that is called where `{% generation %}` begins an answer.
+pub(super) const ANSWER_BEGINS: &str = "_answer_begins";
+/// Function that is called where `{% endgeneration %}` ends it.
+pub(super) const ANSWER_ENDS: &str = "_answer_ends";
+
+/// Whether a template marks answers by `{% generation %}`.
+pub(super) fn marks_answers(source: &str) -> bool {
+    let mut tags = source.match_indices("{%");
+    tags.any(|(at, _)| bare_tag(&source[at..], "generation").is_some())
+}
+
 /// The template for our engine, or what is wrong with it.
 pub(super) fn prepared(source: &str) -> Result<String, String> {
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
@@ -134,14 +145,15 @@ fn tag(source: &str, start: usize, out: &mut String) -> Result<usize, String> {
     };
     let mut edits = Edits::default();
     match name {
-        "generation" | "endgeneration" => {
-            // Like the call block that Jinja2 makes of it, a `with` block has a scope of its own.
-            let other = if name == "generation" {
-                "with"
-            } else {
-                "endwith"
-            };
-            edits.replace(tokens[0].range.clone(), other);
+        // Like the call block that Jinja2 makes of it, a `with` block has a scope of its own. Its calls leave signs and line
+        // breaks around the tags as they are.
+        "generation" => {
+            let begins = format!("with _answer = {ANSWER_BEGINS}()");
+            edits.replace(tokens[0].range.clone(), &begins);
+        }
+        "endgeneration" => {
+            let ends = format!("set _answer = {ANSWER_ENDS}() %}}{{% endwith");
+            edits.replace(tokens[0].range.clone(), &ends);
         }
         "do" | "autoescape" | "endautoescape" => {
             return Err(format!("the tag `{name}` is unknown"));

@@ -55,20 +55,31 @@ class TokenFolder:
         for split in ("train", "validation"):
             self.shards[split], first = [], 0
             for shard in header["splits"].get(split, []):
-                ids = Path(path) / shard["file"]
-                self.shards[split].append((first, mapped(ids, width), mapped(ids.with_suffix(".ends"), "<u8")))
+                file = Path(path) / shard["file"]
+                ids, ends = mapped(file, width), mapped(file.with_suffix(".ends"), "<u8")
+                mask = mapped(file.with_suffix(".mask"), "u1") if "mask" in shard else None
+                self.shards[split].append((first, ids, ends, mask))
                 first += shard["tokens"]
             self.tokens[split] = first
 
     def ids(self, split, start, end):
         """The ids at `start..end` of a split, int64."""
-        pieces = [ids[max(start - first, 0) : end - first] for first, ids, _ in self.shards[split] if first < end]
+        pieces = [ids[max(start - first, 0) : end - first] for first, ids, *_ in self.shards[split] if first < end]
         return numpy.concatenate(pieces).astype(numpy.int64)
+
+    def scored(self, split, start, end):
+        """For each token at `start..end` whether it carries loss, bool."""
+        pieces = []
+        for first, ids, _, mask in self.shards[split]:
+            if first < end:
+                part = slice(max(start - first, 0), end - first)
+                pieces.append(numpy.ones(len(ids[part]), dtype=bool) if mask is None else mask[part] == 1)
+        return numpy.concatenate(pieces)
 
     def documents(self, split, start, end):
         """For each token at `start..end` the number of its document among these, from 0, int32."""
         found = numpy.zeros(end - start, dtype=numpy.int32)
-        for first, _, ends in self.shards[split]:
+        for first, _, ends, _ in self.shards[split]:
             low, high = numpy.searchsorted(ends, [max(start - first, 0), max(end - first, 0)], side="right")
             for position in ends[low:high]:
                 found[int(position) + first - start :] += 1
@@ -152,6 +163,10 @@ class Mixture:
         """The documents of a row's tokens."""
         return self.folders[place.domain].documents(self.split, place.start, place.start + self.seq + 1)
 
+    def scored(self, place):
+        """Which of a row's tokens carry loss."""
+        return self.folders[place.domain].scored(self.split, place.start, place.start + self.seq + 1)
+
 
 def added(values):
     """The sum, rounded after each term: `sum` keeps a correction from Python 3.12 on, and Rust does not."""
@@ -196,7 +211,7 @@ class Batch:
 
     ids: numpy.ndarray  # [n, s] int64
     targets: numpy.ndarray  # [n, s] int64
-    predicted: numpy.ndarray  # [n, s] bool: positions whose next token is predicted
+    predicted: numpy.ndarray  # [n, s] bool: positions whose next token is predicted and carries loss
     documents: object  # [n, s] int32, or None where rows are one text
     of_domain: numpy.ndarray  # [domains, n] float64: 1 where a row is of a domain
 
@@ -229,20 +244,23 @@ class RowReader:
             low, high = self.rank * len(part) // self.ranks, (self.rank + 1) * len(part) // self.ranks
             documents = [self.mixture.documents(place) for place in part] if self.separate else None
             for number, place in enumerate(part):
-                predicted = self.mixture.seq
-                if self.separate:
-                    predicted = int((documents[number][:-1] == documents[number][1:]).sum())
-                domain_tokens[place.domain] += predicted
+                predicted = self.predicted(place, documents[number] if self.separate else None)
+                domain_tokens[place.domain] += int(predicted.sum())
             batches.append(self.batch(part[low:high], documents[low:high] if self.separate else None))
         return StepRows(batches, sum(domain_tokens), domain_tokens)
+
+    def predicted(self, place, documents):
+        """The positions of a row whose next token is predicted and carries loss, bool."""
+        scored = self.mixture.scored(place)[1:]
+        return scored if documents is None else scored & (documents[:-1] == documents[1:])
 
     def batch(self, places, documents=None):
         """These rows as a batch."""
         rows = numpy.stack([self.mixture.ids(place) for place in places])
-        predicted = numpy.ones((len(places), self.mixture.seq), dtype=bool)
+        of_rows = [None] * len(places)
         if self.separate:
-            documents = numpy.stack(documents or [self.mixture.documents(place) for place in places])
-            predicted = documents[:, :-1] == documents[:, 1:]
-            documents = documents[:, :-1]
+            of_rows = documents or [self.mixture.documents(place) for place in places]
+            documents = numpy.stack(of_rows)[:, :-1]
+        predicted = numpy.stack([self.predicted(*row) for row in zip(places, of_rows)])
         of_domain = numpy.eye(len(self.mixture.names))[:, [place.domain for place in places]]
         return Batch(rows[:, :-1], rows[:, 1:], predicted, documents, of_domain)

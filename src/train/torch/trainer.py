@@ -47,6 +47,8 @@ class HeldBack:
         self.name = name
         self.mixture = Mixture([(name, folder, 1.0)], settings["rng-seed"], settings["seq"], "validation")
         self.places = self.mixture.places(0, min(most, self.mixture.rows_in_epoch[0]))
+        reader = RowReader(self.mixture, settings["documents"] == "separate", 0, 1)
+        self.is_scored = any(reader.batch([place]).predicted.any() for place in self.places)
 
 
 class Trainer:
@@ -74,11 +76,12 @@ class Trainer:
         self.reader = RowReader(self.mixture, separate, self.rank, self.ranks)
         self.held_back = []
         if self.operation["validate_every"]:
-            self.held_back = [
+            held_back = [
                 HeldBack(name, folder, self.settings, self.operation["validate_rows"])
                 for name, folder, _ in folders
                 if folder.tokens["validation"] > self.settings["seq"]
             ]
+            self.held_back = [domain for domain in held_back if domain.is_scored]
         self.loader = ThreadPoolExecutor(1)
         self.pending = None
         self.wants_stop = False
