@@ -235,7 +235,7 @@ impl Arguments {
         };
         let text = |prompt: &String| {
             let conversation = Conversation::question(self.system.as_deref(), prompt);
-            render_chat::render(template, conversation)
+            Ok(render_chat::render(template, conversation)?)
         };
         prompts.iter().map(text).collect()
     }

@@ -164,7 +164,7 @@ impl Renderer {
 
 impl Drop for Renderer {
     fn drop(&mut self) {
-        // It may have ended already, and leaves nothing behind.
+        // It may have ended already; without the wait, its entry would stay in the table of processes.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -33,8 +33,8 @@ use super::{Outcome, Verdict};
 #[command(
     after_help = "Examples:\n  bam-convert tokenize texts/code --tokenizer seed --out tokens/code\n  \
                         bam-convert tokenize 'dumps/**/*.jsonl.zst' --text-key content --tokenizer seed --out tokens/web\n  \
-                        bam-convert tokenize texts --tokenizer train:4096 --out tokens/all\n  \
-                        bam-convert tokenize chats.jsonl --chat --tokenizer seed --out tokens/chats\n\n\
+                        bam-convert tokenize texts --tokenizer train:4096 --out tokens/all\n\n\
+                        Conversations:\n  bam-convert tokenize chats.jsonl --chat --tokenizer seed --out tokens/chats\n\n\
                         A tokenizer made here (train:N) is in the output folder, which other runs take as --tokenizer."
 )]
 pub struct Arguments {

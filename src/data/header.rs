@@ -74,7 +74,7 @@ pub struct Shard {
     pub mask: Option<ShardMask>,
 }
 
-/// The tokens of a shard that carry loss: those of answers.
+/// The tokens of a shard that carry loss: the tokens of answers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "Mask")]

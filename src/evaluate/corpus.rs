@@ -35,7 +35,7 @@ enum Content {
 pub struct Window {
     /// Token ids.
     pub ids: Vec<u32>,
-    /// For each token after the first whether it is scored: of conversations, those of answers.
+    /// For each token after the first whether it is scored. Of conversations, answers alone are.
     pub scored: Vec<bool>,
     /// Bytes of text of the scored tokens.
     pub bytes: usize,

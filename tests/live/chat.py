@@ -53,7 +53,7 @@ CONVERSATIONS = {
 
 
 def expected(tokenizer, template, line):
-    """Ids and mask, or why there are none."""
+    """Ids and mask, or the reason why transformers has no such result."""
     turns = line["messages"]
     settings = {"chat_template": template, "tools": line.get("tools")}
 
@@ -76,7 +76,8 @@ def expected(tokenizer, template, line):
             if not (through.startswith(before) and whole.startswith(through)):
                 return "no prefix"
             added = through[len(before) :]
-            if any(added.rstrip().endswith(token) for token in tokenizer.all_special_tokens):
+            special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+            if added.rstrip().endswith(tuple(special)):
                 added = added.rstrip()
             spans.append((len(before), len(before) + len(added)))
     except Exception as error:
@@ -88,7 +89,7 @@ def expected(tokenizer, template, line):
 
 def found(folder, line, name):
     """Ids and mask of our token folder, or its error."""
-    lines, out = folder / f"{name}.jsonl", folder / f"{name}.tokens"
+    lines, out = folder / f"{name}.jsonl", options.work / f"{folder.name}-{name}"
     lines.write_text(json.dumps(line) + "\n")
     arguments = [options.binary, "tokenize", lines, "--chat", "--tokenizer", folder, "--validation", "0", "--out", out]
     done = subprocess.run([str(part) for part in arguments], capture_output=True, text=True)
@@ -106,6 +107,8 @@ def main():
             continue
         folder = options.work / path.stem
         shutil.rmtree(folder, ignore_errors=True)
+        for old in options.work.glob(f"{path.stem}-*"):
+            shutil.rmtree(old)
         folder.mkdir(parents=True)
         shutil.copy(FIXTURE / "tokenizer.json", folder)
         shutil.copy(FIXTURE / "tokenizer_config.json", folder)
