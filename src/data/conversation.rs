@@ -52,7 +52,9 @@ pub(super) fn conversation(
     }
     Ok(Some(Conversation {
         messages,
-        tools: given("tools").map(|value| list("tools", value)).transpose()?,
+        tools: given("tools")
+            .map(|value| list("tools", value))
+            .transpose()?,
         documents: given("documents")
             .map(|value| list("documents", value))
             .transpose()?,

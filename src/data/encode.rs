@@ -123,7 +123,10 @@ fn text_document(ready: &Ready, path: &Path, text: &str) -> Result<EncodedDocume
 fn scored(tokens: &[Range<usize>], answers: &[Range<usize>]) -> Vec<bool> {
     let mut answers = answers.iter().peekable();
     let overlaps = |token: &Range<usize>| {
-        while answers.next_if(|answer| token.start >= answer.end).is_some() {}
+        while answers
+            .next_if(|answer| token.start >= answer.end)
+            .is_some()
+        {}
         answers
             .peek()
             .is_some_and(|answer| token.end > answer.start)

@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::common::{
-    Run, assert_same_folder, bam, binary, copy_folder, edit_json, finish, fixture, read_json, sha256,
+    Run, assert_same_folder, bam, binary, copy_folder, edit_json, finish, fixture, read_json,
+    sha256,
 };
 use crate::tokenize::write;
 use crate::train::{Shared, metrics, of_kind};
@@ -101,7 +102,8 @@ fn masked(folder: &Path, to: &Path, numbers: &[usize]) -> PathBuf {
                 .collect();
             let file = shard["file"].as_str().unwrap().replace(".bin", ".mask");
             let tokens = mask.iter().filter(|byte| **byte == 1).count();
-            shard["mask"] = json!({"sha256": sha256(&mask), "tokens": tokens, "bytes_of_text": 3 * tokens});
+            shard["mask"] =
+                json!({"sha256": sha256(&mask), "tokens": tokens, "bytes_of_text": 3 * tokens});
             write(to.join(file), mask);
         }
     });
@@ -204,7 +206,10 @@ fn folders_with_masks_are_checked() {
     edit_json(&data.join("header.json"), |header| {
         header["format_version"] = 1.into();
     });
-    refused(&["key `splits.train.0.mask`", "expected none in format_version 1"]);
+    refused(&[
+        "key `splits.train.0.mask`",
+        "expected none in format_version 1",
+    ]);
     edit_json(&data.join("header.json"), |header| {
         header["format_version"] = 3.into();
     });
@@ -219,7 +224,10 @@ fn lines_that_are_no_conversations_are_refused() {
     let refused = |name: &str, text: &str, flags: &[&str], parts: &[&str]| {
         let file = write(work.path().join(name), text);
         let mut command = Command::new(binary());
-        command.arg("tokenize").arg(&file).args(["--chat", "--validation", "0", "--out"]);
+        command
+            .arg("tokenize")
+            .arg(&file)
+            .args(["--chat", "--validation", "0", "--out"]);
         command.arg(&out).args(flags);
         if !flags.contains(&"--tokenizer") {
             command.arg("--tokenizer").arg(&tokenizer);
@@ -228,34 +236,66 @@ fn lines_that_are_no_conversations_are_refused() {
         assert!(!out.join("header.json").exists());
     };
     let good = r#"{"prompt": "a", "completion": "b"}"#;
-    let refused_line = |line: &str, parts: &[&str]| refused("a.jsonl", &format!("{good}\n{line}\n"), &[], parts);
+    let refused_line =
+        |line: &str, parts: &[&str]| refused("a.jsonl", &format!("{good}\n{line}\n"), &[], parts);
     refused_line(
         r#"{"text": "a"}"#,
-        &["line 2: expected `messages`, `conversations`, or", "its keys are: text"],
+        &[
+            "line 2: expected `messages`, `conversations`, or",
+            "its keys are: text",
+        ],
     );
     refused_line(
         r#"{"messages": [{"role": "assistant", "weight": 0}]}"#,
         &["key `messages.0.weight`: line 2: expected no weight"],
     );
-    refused("a.txt", "a", &[], &["expected JSON lines, which hold conversations"]);
+    refused(
+        "a.txt",
+        "a",
+        &[],
+        &["expected JSON lines, which hold conversations"],
+    );
     let user = r#"{"prompt": "a"}"#;
     refused("b.jsonl", user, &[], &["key `completion`: line 1"]);
     let alone = r#"{"messages": [{"role": "user", "content": "a"}]}"#;
-    refused("c.jsonl", alone, &[], &["expected text, found none: 1 documents are empty"]);
-    refused("d.jsonl", good, &["--tokenizer", "train:300"], &["cannot make a tokenizer of conversations"]);
+    refused(
+        "c.jsonl",
+        alone,
+        &[],
+        &["expected text, found none: 1 documents are empty"],
+    );
+    refused(
+        "d.jsonl",
+        good,
+        &["--tokenizer", "train:300"],
+        &["cannot make a tokenizer of conversations"],
+    );
     let bare = chats();
-    refused("e.jsonl", good, &["--tokenizer", bare.to_str().unwrap()], &["has no chat template", "--chat-template FILE"]);
+    refused(
+        "e.jsonl",
+        good,
+        &["--tokenizer", bare.to_str().unwrap()],
+        &["has no chat template", "--chat-template FILE"],
+    );
     // The text before the second answer depends on whether another follows.
-    let changing = "{% for m in messages %}{{ '>' if loop.last else '<' }}{{ m.content }}{% endfor %}";
+    let changing =
+        "{% for m in messages %}{{ '>' if loop.last else '<' }}{{ m.content }}{% endfor %}";
     let changing = write(work.path().join("changing.jinja"), changing);
     let turns = r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}"#;
     refused(
         "f.jsonl",
         turns,
         &["--chat-template", changing.to_str().unwrap()],
-        &["f.jsonl: line 1: ", "cannot find the answer in message 2", "{% generation %}"],
+        &[
+            "f.jsonl: line 1: ",
+            "cannot find the answer in message 2",
+            "{% generation %}",
+        ],
     );
-    let hostile = write(work.path().join("hostile.jinja"), "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}");
+    let hostile = write(
+        work.path().join("hostile.jinja"),
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    );
     refused(
         "f.jsonl",
         turns,

@@ -137,10 +137,14 @@ mod tests {
 
     #[test]
     fn answers_that_change_with_what_follows_are_refused() {
-        let source = "{% for m in messages %}{% if not loop.last %}>{% endif %}{{ m.content }}{% endfor %}";
+        let source =
+            "{% for m in messages %}{% if not loop.last %}>{% endif %}{{ m.content }}{% endfor %}";
         let error = answered_by(source).unwrap_err();
         assert!(
-            matches!(error, crate::Error::Chat(ChatError::NoPrefix { message: 2, .. })),
+            matches!(
+                error,
+                crate::Error::Chat(ChatError::NoPrefix { message: 2, .. })
+            ),
             "{error}"
         );
         // What a macro writes has no place yet when its marks are met.
