@@ -53,7 +53,7 @@ CONVERSATIONS = {
 
 
 def expected(tokenizer, template, line):
-    """Ids and mask, or the reason why transformers has no such result."""
+    """Ids and mask of transformers, or its error."""
     turns = line["messages"]
     settings = {"chat_template": template, "tools": line.get("tools")}
 
