@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::family::{Architecture, AttentionKv, InVllm, Mixture, QkNorm, gguf_bam};
+use crate::family::{Architecture, AttentionKv, InVllm, Mixture, QWEN3_NEXT, QkNorm, gguf_bam};
 use crate::markdown;
 
 /// The line that names the model in the Python snippet; `published` puts the repository there.
@@ -125,8 +125,10 @@ fn transformers(architecture: &Architecture, has_tokenizer: bool) -> Option<Stri
 }
 
 /// Commands of this program.
-fn bam_convert(_: &Architecture, has_tokenizer: bool) -> Option<String> {
-    let generate = if has_tokenizer {
+fn bam_convert(architecture: &Architecture, has_tokenizer: bool) -> Option<String> {
+    // It writes models of this class, but does not compute them.
+    let computes = architecture.family != QWEN3_NEXT;
+    let generate = if has_tokenizer && computes {
         "bam-convert generate . --prompt \"Once upon a time\"\n"
     } else {
         ""

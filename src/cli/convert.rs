@@ -3,11 +3,11 @@
 use bam_convert::arguments::{CheckpointPath, OutputPath};
 use bam_convert::checkpoint::GgufDtype;
 use bam_convert::checkpoint::dtype::{self, Dtype};
-use bam_convert::family::{Architecture, Config, ExpertLayout};
+use bam_convert::family::{Architecture, Config, ExpertLayout, QWEN3_NEXT};
 use bam_convert::pipeline::{Declaration, StageUse};
 use bam_convert::surgery::convert::plan;
 use bam_convert::surgery::relayout::{self, Form};
-use bam_convert::surgery::{gguf, npz};
+use bam_convert::surgery::{gguf, npz, qwen3_next};
 use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueEnum};
 
@@ -23,11 +23,11 @@ use super::write::WriteArguments;
 /// A GGUF file becomes a folder with config.json and tokenizer rebuilt from its metadata. Any other
 /// checkpoint keeps its tensors; with `--dtype` its floating-point tensors are rounded once to that dtype.
 /// A mixture of feed-forward experts can be taken to another family where that one holds it exactly (`--to`), and its
-/// experts put together or taken apart (`--layout`). An archive for numpy (`--to npz`) has every tensor under its name. Numpy lacks
+/// experts put together or taken apart (`--layout`). `qwen3_next` holds attention experts, too, of Qwen 3 seeds. An archive for numpy (`--to npz`) has every tensor under its name. Numpy lacks
 /// bf16, so tensors of bf16 become f32 with the same values.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  bam-convert convert model.gguf model\n  bam-convert convert model model-f32 --dtype f32 --max-shard-size 500MB\n  bam-convert convert btx mixtral --to mixtral\n  bam-convert convert from-transformers-5 classic --layout classic\n  bam-convert convert mixtral mixtral.gguf --dtype f16\n  bam-convert convert model model.npz"
+    after_help = "Examples:\n  bam-convert convert model.gguf model\n  bam-convert convert model model-f32 --dtype f32 --max-shard-size 500MB\n  bam-convert convert btx mixtral --to mixtral\n  bam-convert convert bam next --to qwen3_next\n  bam-convert convert from-transformers-5 classic --layout classic\n  bam-convert convert mixtral mixtral.gguf --dtype f16\n  bam-convert convert model model.npz"
 )]
 pub struct Arguments {
     /// Folder, or a .safetensors, .gguf or .npz file.
@@ -56,7 +56,8 @@ const FILES: [&str; 2] = ["gguf", "npz"];
 
 /// Values of `--to`: the families of mixtures, GGUF, and archives of numpy.
 fn forms() -> Vec<&'static str> {
-    targets().into_iter().chain(FILES).collect()
+    let families = targets().into_iter().chain([QWEN3_NEXT]);
+    families.chain(FILES).collect()
 }
 
 /// Values of `--quantize`.
@@ -110,6 +111,13 @@ impl Verb for Arguments {
         if file == Some("npz") {
             let export = npz::plan(&self.source, self.dtype)?;
             return self.write.run_export(&export, &self.out, printer);
+        }
+        if self.to.as_deref() == Some(QWEN3_NEXT) {
+            if self.layout.is_some() {
+                return Err(CliError::LayoutOfClass { to: QWEN3_NEXT }.into());
+            }
+            let (plan, files) = qwen3_next::plan(&self.source, self.dtype)?;
+            return self.write.run(&plan, None, &files, &self.out, printer);
         }
         if self.to.is_some() || self.layout.is_some() {
             let layout = self.layout.map(LayoutName::value);

@@ -117,6 +117,12 @@ pub enum CliError {
         /// The format of the file.
         to: String,
     },
+    /// A layout for a class that has one alone.
+    #[error("--to {to} has no other layout: each expert has tensors of its own")]
+    LayoutOfClass {
+        /// The target.
+        to: &'static str,
+    },
     /// Quantised numbers for something else than a GGUF file.
     #[error("--quantize is for GGUF files")]
     Quantize,
@@ -262,6 +268,7 @@ impl CliError {
             Self::SharedKv => "pass --kv shared",
             Self::RepeatedMixture { .. } => "name them: NAME=DIR",
             Self::Base { .. } => "name one of the folders of --model with the same words",
+            Self::LayoutOfClass { .. } => "leave --layout out",
             Self::LayoutOfFile { .. } => {
                 "first convert to a folder with --layout, then convert that folder"
             }

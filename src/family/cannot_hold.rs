@@ -13,7 +13,7 @@ use super::sparse_layers::{SparseRange, forces_rotation};
 
 /// Width of the shared expert where a family requires one and the mixture has none. It is just large enough for the
 /// blocks of quantised formats, and for a few devices to share it.
-const NEUTRAL_WIDTH: u64 = 256;
+pub(super) const NEUTRAL_WIDTH: u64 = 256;
 
 /// The reasons, none where the family holds the mixture.
 pub(super) fn reasons(

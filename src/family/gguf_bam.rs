@@ -1,8 +1,6 @@
 //! A BAM in the words of llama.cpp: the architecture `step35`, whose heads have sigmoid gates.
 //!
-//! Attention experts side by side are one attention with more heads, and the gate of an expert weights its heads. llama.cpp
-//! computes sigmoids. Those are the gates of sigmoid routing but for a factor, which the output projection takes. The softmax
-//! of two logits is the sigmoid of their difference.
+//! `wide_attention.rs` says how attention experts become heads with gates.
 
 use std::path::Path;
 
@@ -10,8 +8,9 @@ use super::activation::Activation;
 use super::architecture::Architecture;
 use super::gguf_error::GgufModelError;
 use super::gguf_scaling::GgufScaling;
-use super::layout::{AttentionGate, AttentionKv, Block, MlpType, NormPosition, NormType, QkNorm};
+use super::layout::{Block, MlpType, NormPosition, NormType, QkNorm};
 use super::mixture::{Mixture, RouterBias};
+use super::wide_attention::{WideAttention, gates_that_differ};
 use crate::Result;
 use crate::checkpoint::GgufMetadata;
 
@@ -30,44 +29,6 @@ const WIDE_WINDOW: u64 = 1 << 20;
 
 /// llama.cpp's number for gates that are a softmax.
 const SOFTMAX: u64 = 1;
-
-/// The attention of a layer as llama.cpp has it: the heads of all experts side by side.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct WideAttention {
-    /// Experts whose queries are side by side; 1 in a layer without attention experts.
-    pub experts: u64,
-    /// Sets of keys and values.
-    pub sets: u64,
-    /// Groups in which the rows of experts alternate: each head of shared keys meets the queries of all experts.
-    pub groups: u64,
-}
-
-impl WideAttention {
-    /// The attention of a layer.
-    pub fn of(architecture: &Architecture, layer: u64) -> Self {
-        let has_experts = |mixture: &&Mixture| {
-            mixture.attention_kv != AttentionKv::Merged
-                && mixture.attention_moe_layers.contains(layer)
-        };
-        match architecture.mixture.as_ref().filter(has_experts) {
-            None => Self {
-                experts: 1,
-                sets: 1,
-                groups: 1,
-            },
-            Some(mixture) if mixture.attention_kv == AttentionKv::Shared => Self {
-                experts: mixture.num_attention_experts,
-                sets: 1,
-                groups: architecture.num_kv_heads,
-            },
-            Some(mixture) => Self {
-                experts: mixture.num_attention_experts,
-                sets: mixture.num_attention_experts,
-                groups: 1,
-            },
-        }
-    }
-}
 
 /// Whether the file has one more layer, of zeros, which changes nothing.
 ///
@@ -179,19 +140,7 @@ impl Reasons {
 
     /// Gates and experts.
     fn of_mixture(&mut self, mixture: &Mixture) {
-        let experts = mixture.num_attention_experts;
-        if mixture.attention_kv != AttentionKv::Merged {
-            self.refuse(
-                mixture.num_attention_experts_per_tok != experts,
-                "every token goes to all attention experts (--attention-top-k soft)",
-            );
-            self.refuse(
-                mixture.attention_gate == AttentionGate::Softmax && experts > 2,
-                format!(
-                    "a softmax over {experts} attention experts is no sigmoid; two experts fit, and --attention-gate sigmoid"
-                ),
-            );
-        }
+        self.0.extend(gates_that_differ(mixture));
         self.refuse(mixture.expert_adapters, "it has no adapters");
         self.refuse(
             mixture.router_bias == RouterBias::Logits,

@@ -12,7 +12,8 @@
 //! - a configuration: `config`,
 //! - a model: `mixture`, `multipliers`, `architecture`, `tensors`,
 //! - readers: `sparse_layers`, `layer_kinds`, `rope_place`, `rope`, `rope_kinds`, `read`, `unsaid`, `gguf_metadata`, `gguf`,
-//! - writers: `both_spellings`, `optional_bias`, `write`, `write_rope`, `target`, `cannot_hold`, `stock`, `dense`, `gguf_names`.
+//! - writers: `both_spellings`, `optional_bias`, `write`, `write_rope`, `target`, `cannot_hold`, `stock`, `dense`, `gguf_names`,
+//!   `wide_attention`, `gguf_bam`, `qwen3_next`.
 
 mod activation;
 mod architecture;
@@ -60,6 +61,7 @@ mod multipliers;
 mod names;
 mod optional_bias;
 pub(crate) mod quantised;
+mod qwen3_next;
 mod read;
 #[cfg(test)]
 mod refusal_tests;
@@ -79,6 +81,7 @@ mod token_ids;
 mod unsaid;
 #[cfg(test)]
 mod unsaid_tests;
+mod wide_attention;
 mod write;
 mod write_rope;
 
@@ -102,10 +105,12 @@ pub use layout::{
     AttentionGate, AttentionKv, Block, Layers, MlpType, NormPosition, NormType, QkNorm,
 };
 pub use mixture::{Mixture, RouterBias, TopK, usual_gate_scale};
+pub use model_types::QWEN3_NEXT;
 pub use multimodal::Multimodal;
 pub use multipliers::Multipliers;
 pub(crate) use quantised::drop_leftover;
 pub use quantised::{Quantised, leftover_quantisation};
+pub use qwen3_next::Qwen3Next;
 pub use role::Role;
 pub use rope_kinds::LayerRope;
 pub use routing::{RoutingChoice, RoutingPreset, RoutingRequest, USUAL_TOP_K};
@@ -114,4 +119,5 @@ pub use stock::{Output, output, targets};
 pub use target::bam_config;
 pub use tensors::{Place, TensorSpec};
 pub use token_ids::each_token_id;
+pub use wide_attention::WideAttention;
 pub use write::say_dtype;

@@ -4,6 +4,9 @@
 //! The table has every `model_type` with a causal language model in transformers 4.57.6 and 5.24.0 that is no built-in family
 //! (`fixtures/config_keys.json`), and known types of remote code.
 
+/// A type whose models are written, though not read.
+pub const QWEN3_NEXT: &str = "qwen3_next";
+
 /// What must be known of a `model_type` before a description can read its models.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TypeFact {
@@ -57,6 +60,9 @@ const MLA: TypeFact = TypeFact::Never(
 );
 const LINEAR: TypeFact = TypeFact::Never(
     "some of its layers are linear attention or recurrent, so attention experts are not defined",
+);
+const GATED_LINEAR: TypeFact = TypeFact::Never(
+    "its layers are linear attention, or a gate multiplies the output of their attention",
 );
 const STATE_SPACE: TypeFact = TypeFact::Never(
     "some of its layers are state-space models, so attention experts are not defined",
@@ -117,10 +123,11 @@ const TYPES: &[(&[&str], TypeFact)] = &[
         MLA,
     ),
     (
+        &[QWEN3_NEXT, "qwen3_5_text", "qwen3_5_moe_text"],
+        GATED_LINEAR,
+    ),
+    (
         &[
-            "qwen3_next",
-            "qwen3_5_text",
-            "qwen3_5_moe_text",
             "qwen4_exp_text",
             "minimax",
             "minimax_m1",

@@ -21,7 +21,7 @@ use crate::checkpoint::manifest::model_name;
 use crate::checkpoint::{Encoding, format};
 use crate::family::described::{self, DescribedModel};
 use crate::family::gguf::GgufTensor;
-use crate::family::{Architecture, Config, PlainNeed, Quantised, say_dtype};
+use crate::family::{Architecture, Config, PlainNeed, QWEN3_NEXT, Quantised, say_dtype};
 use crate::{Error, Result};
 
 /// Name of the converted checkpoint in the plan.
@@ -93,6 +93,7 @@ pub fn plan(path: &Path, dtype: Option<Dtype>) -> Result<(Plan, Vec<OutputFile>)
             source: &source,
             settings: &settings,
             architecture: architecture.as_ref(),
+            has_neutral_shared_expert: is_neutral(architecture.as_ref(), &tensors, &source)?,
             experts,
             tensors: &tensors,
             notes: &notes,
@@ -140,9 +141,22 @@ pub(super) struct ConvertedModel<'a> {
     pub(super) architecture: Option<&'a Architecture>,
     /// Names of its experts.
     pub(super) experts: Vec<String>,
+    /// Whether its shared expert is there for its format alone, and adds nothing.
+    pub(super) has_neutral_shared_expert: bool,
     pub(super) tensors: &'a [PlannedTensor],
     /// What a user should know.
     pub(super) notes: &'a [String],
+}
+
+/// Whether the model of that architecture, where its family is known, has a shared expert that adds nothing.
+pub(super) fn is_neutral(
+    architecture: Option<&Architecture>,
+    tensors: &[PlannedTensor],
+    source: &Source,
+) -> Result<bool> {
+    architecture.map_or(Ok(false), |architecture| {
+        has_neutral_shared_expert(architecture, tensors, [source])
+    })
 }
 
 /// Adds the card of a model in another form, with the text of the card that it has.
@@ -152,13 +166,12 @@ pub(super) fn add_card(files: &mut Vec<OutputFile>, converted: ConvertedModel) -
         settings,
         architecture,
         experts,
+        has_neutral_shared_expert,
         tensors,
         notes,
     } = converted;
     let path = source.checkpoint.path.as_path();
     let is_mixture = architecture.is_some_and(|architecture| architecture.mixture.is_some());
-    let is_neutral = |architecture| has_neutral_shared_expert(architecture, tensors, [source]);
-    let has_neutral_shared_expert = architecture.map_or(Ok(false), is_neutral)?;
     let title = SourceFacts::of(path).title;
     let title = title.filter(|_| source.checkpoint.described.is_some());
     let card = ModelCard {
@@ -199,6 +212,12 @@ fn about(source: &Source, tensors: &[PlannedTensor], settings: &Map<String, Valu
     let said = |key: &str| settings.get(key).and_then(Value::as_str);
     if let Some(to) = said("to") {
         sentences.push(format!("It has the names and the layout of `{to}`."));
+        if to == QWEN3_NEXT {
+            sentences.push(
+                "The heads of all attention experts are side by side, and gates weight each head as its expert."
+                    .to_owned(),
+            );
+        }
     }
     let stored = quantised_as(&source.checkpoint);
     let largest = tensors.iter().max_by_key(|tensor| tensor.layout.length());
@@ -396,6 +415,7 @@ fn plan_described(
             source: &source,
             settings: &settings,
             architecture: architecture.as_ref(),
+            has_neutral_shared_expert: is_neutral(architecture.as_ref(), &tensors, &source)?,
             experts,
             tensors: &tensors,
             notes: &[],

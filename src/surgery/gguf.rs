@@ -8,7 +8,6 @@ use super::convert::{SOURCE, converted, files_beside};
 use super::execute::check_plan;
 use super::export::{Export, Format};
 use super::export_error::ExportError;
-use super::fit_error::FitError;
 use super::gguf_bam;
 use super::model::Model;
 use super::plan::{Plan, PlannedTensor};
@@ -16,7 +15,7 @@ use super::plan_error::PlanError;
 use crate::Result;
 use crate::checkpoint::expression::Expression;
 use crate::checkpoint::manifest::model_name;
-use crate::checkpoint::{Dtype, GgufDtype, GgufLayout, GgufMetadata, dtype};
+use crate::checkpoint::{Dtype, GgufDtype, GgufLayout, GgufMetadata};
 use crate::family::gguf_bam as names_of_bam;
 use crate::family::gguf_names::{self, NamedTensor};
 use crate::family::gguf_vocabulary;
@@ -144,7 +143,7 @@ impl FileTensors<'_> {
             (false, true) => self.matrices,
             (false, false) => GgufDtype::F16,
         };
-        let expression = stored_in(self.model, of, dtype.values())?;
+        let expression = self.model.stored_in(of, dtype.values())?;
         self.layouts.push(GgufLayout {
             name: name.to_owned(),
             dtype,
@@ -159,34 +158,6 @@ impl FileTensors<'_> {
         ));
         Ok(())
     }
-}
-
-/// `of` in the dtype `wanted`: as it is where all tensors that it is made of have that dtype, else rounded.
-fn stored_in(model: &Model, of: Expression, wanted: Dtype) -> Result<Expression> {
-    let mut parts = Vec::new();
-    of.for_each_copy(&mut |_, tensor| parts.push(tensor.to_owned()));
-    let mut same = true;
-    for part in parts {
-        let entry = model.source.checkpoint.tensor(&part)?;
-        let stored = entry
-            .encoding
-            .plain()
-            .filter(|stored| dtype::is_float(*stored))
-            .ok_or_else(|| FitError::WrongEncoding {
-                path: model.source.checkpoint.files[entry.file]
-                    .path()
-                    .to_path_buf(),
-                tensor: part.clone(),
-                found: entry.encoding.to_string(),
-                expected: "a floating-point dtype",
-            })?;
-        same &= stored == wanted;
-    }
-    Ok(if same {
-        of
-    } else {
-        Expression::Cast { of: Box::new(of) }
-    })
 }
 
 /// A tensor of the file, put together from tensors of the model.

@@ -38,6 +38,7 @@ mod origins;
 mod places;
 pub mod plan;
 mod plan_error;
+pub mod qwen3_next;
 pub mod random;
 mod recompose;
 mod record;
@@ -50,6 +51,7 @@ pub mod side_files;
 mod tokenizer_meaning;
 mod twins;
 pub mod upcycle;
+mod wide;
 
 pub use error::SurgeryError;
 pub use export_error::ExportError;

@@ -113,6 +113,60 @@ impl Model {
             .unwrap_or(Dtype::F32)
     }
 
+    /// `of` in the dtype `wanted`: as it is where all tensors that it is made of have that dtype, else rounded.
+    pub(super) fn stored_in(&self, of: Expression, wanted: Dtype) -> Result<Expression> {
+        let mut same = true;
+        for stored in self.parts_of(&of)? {
+            same &= stored == wanted;
+        }
+        Ok(if same {
+            of
+        } else {
+            Expression::Cast { of: Box::new(of) }
+        })
+    }
+
+    /// The narrowest dtype that holds the values of all tensors that `of` is made of; that of new tensors where it is made of none.
+    pub(super) fn common_dtype(&self, of: &Expression) -> Result<Dtype> {
+        let parts = self.parts_of(of)?;
+        let wider = |a, b| {
+            if dtype::holds(a, b) {
+                a
+            } else if dtype::holds(b, a) {
+                b
+            } else {
+                Dtype::F32
+            }
+        };
+        Ok(parts
+            .into_iter()
+            .reduce(wider)
+            .unwrap_or_else(|| self.main_dtype()))
+    }
+
+    /// The dtypes of the tensors that `of` is made of, which must be floating-point numbers.
+    fn parts_of(&self, of: &Expression) -> Result<Vec<Dtype>> {
+        let checkpoint = &self.source.checkpoint;
+        let mut names = Vec::new();
+        of.for_each_copy(&mut |_, tensor| names.push(tensor));
+        let stored = names.into_iter().map(|tensor| {
+            let entry = checkpoint.tensor(tensor)?;
+            let stored = entry.encoding.plain();
+            stored
+                .filter(|stored| dtype::is_float(*stored))
+                .ok_or_else(|| {
+                    FitError::WrongEncoding {
+                        path: checkpoint.files[entry.file].path().to_path_buf(),
+                        tensor: tensor.to_owned(),
+                        found: entry.encoding.to_string(),
+                        expected: "a floating-point dtype",
+                    }
+                    .into()
+                })
+        });
+        stored.collect()
+    }
+
     /// Tensor specs by what they are for: role, bias or weight, layer.
     pub fn by_role(&self) -> BTreeMap<(Role, bool, Option<u64>), &TensorSpec> {
         self.specs

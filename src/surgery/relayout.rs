@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::{Map, json};
 
-use super::convert::{ConvertedModel, SOURCE, add_card, converted, files_beside};
+use super::convert::{ConvertedModel, SOURCE, add_card, converted, files_beside, is_neutral};
 use super::execute::OutputFile;
 use super::export_error::ExportError;
 use super::fit_error::FitError;
@@ -99,6 +99,7 @@ pub fn plan(path: &Path, form: &Form) -> Result<(Plan, Architecture, Vec<OutputF
             source: &source,
             settings: &settings,
             architecture: Some(&wanted),
+            has_neutral_shared_expert: is_neutral(Some(&wanted), &tensors, &source)?,
             experts,
             tensors: &tensors,
             notes: &notes,

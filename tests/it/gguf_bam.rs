@@ -10,7 +10,7 @@ use bam_convert::checkpoint::{Checkpoint, Gguf};
 use candle_core::quantized::gguf_file::{Content, Value};
 use serde_json::json;
 
-use crate::common::{bam, edit_json, fixture, read_file};
+use crate::common::{bam, copy_folder, edit_json, fixture, read_file};
 
 type Rows = Vec<Vec<f64>>;
 
@@ -302,15 +302,21 @@ fn check(
     let work = tempfile::tempdir().unwrap();
     let folder = upcycled(family, experts, options, work.path());
     edit_json(&folder.join("config.json"), change);
-    let out = work.path().join("out.gguf");
-    bam!("convert", folder, out, "--dtype", "f32").ok();
-    let file = Step35::open(&out);
-    let off = difference(&file.logits(false), &logits(&folder, work.path()));
-    assert!(off < 2e-4, "{family}, {options}: {off}");
+    let file = written(&folder, work.path());
     if file.tensor("blk.0.attn_gate.weight").is_some() {
         let swapped = difference(&file.logits(true), &file.logits(false));
         assert!(swapped > 1e-2, "{family}, {options}: {swapped}");
     }
+    file
+}
+
+/// Writes the mixture as a file, which must compute what the mixture computes.
+fn written(folder: &Path, work: &Path) -> Step35 {
+    let out = work.join("out.gguf");
+    bam!("convert", folder, out, "--dtype", "f32").ok();
+    let file = Step35::open(&out);
+    let off = difference(&file.logits(false), &logits(folder, work));
+    assert!(off < 2e-4, "{}: {off}", folder.display());
     file
 }
 
@@ -340,6 +346,32 @@ fn sigmoid_gates_of_any_number_of_experts_fit() {
     check("llama", 3, sigmoid, without_scaling);
     let bias = format!("{sigmoid} --kv shared --router-bias choice --shared-expert seed --top-k 1");
     check("llama", 3, &bias, |_| {});
+}
+
+#[test]
+fn one_shared_key_head_meets_the_queries_of_all_experts() {
+    let work = tempfile::tempdir().unwrap();
+    let start = copy_folder(&fixture("llama/seed"), &work.path().join("start"));
+    edit_json(&start.join("config.json"), |config| {
+        config["num_key_value_heads"] = json!(1);
+        config["initializer_range"] = json!(0.2);
+        without_scaling(config);
+    });
+    let drawn = |name: &str, seed: &str| {
+        let out = work.path().join(name);
+        bam!("init", start, "--out", out, "--rng-seed", seed).ok();
+        out
+    };
+    let (seed, code) = (drawn("seed", "0"), drawn("code", "1"));
+    let expert = format!("code={}", code.display());
+    let folder = work.path().join("bam");
+    bam!(
+        "upcycle", "--method", "bam", "--kv", "shared", "--seed", seed, "--expert", expert,
+        "--out", folder
+    )
+    .ok();
+    let file = written(&folder, work.path());
+    assert_eq!(file.of_layer("attention.head_count_kv", 0), 1);
 }
 
 #[test]

@@ -64,6 +64,7 @@ mod push;
 mod pytorch;
 mod query_scale;
 mod quickstart;
+mod qwen3_next;
 mod ranges;
 mod rebuild;
 mod refusals;

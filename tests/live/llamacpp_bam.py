@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """BAMs with attention experts in llama.cpp: the same greedy tokens and probabilities as this program has.
 
-    python tests/live/llamacpp_bam.py --binary target/release/bam-convert [--steps 200] [--tokens 64] [-- --engine torch]
+    python tests/live/llamacpp_bam.py --binary target/release/bam-convert [--steps 200] [--tokens 64] [--seed DIR] [-- --engine torch]
 
-needs xllamacpp (llama.cpp, built), transformers, safetensors and numpy. The binary trains a small seed on the texts of the
+needs xllamacpp (llama.cpp, built), gguf, transformers, safetensors and numpy. The binary trains a small seed on the texts of the
 quickstart, three specialists, and mixtures of them. Keys and values are per expert or shared, and gates are a softmax of two
-experts or sigmoids of four. Words after `--` go to `train`.
+experts or sigmoids of four. Words after `--` go to `train`. --seed adds untrained mixtures of a real model and an altered copy.
 
-Each mixture is written in float32 as a GGUF file. llama.cpp continues 8 prompts greedily. The binary computes the logits of
+Each mixture is written in float32 as a GGUF file, whose tensors the package gguf reads. They must be the tensors of the folder as
+`expected` puts them together. llama.cpp continues 8 prompts greedily. The binary computes the logits of
 prompts with these tokens in float32. Each token must be the one with the largest logit, unless the two largest are less than
 --gap apart. Log-probabilities of the whole vocabulary may differ by at most --limit. Norms of queries and keys are tried
 with a Qwen 3 seed whose specialists keep them. The same comparison must fail for each mixture with two gates exchanged.
@@ -22,6 +23,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import gguf
 import numpy as np
 import transformers
 import xllamacpp
@@ -48,7 +50,10 @@ MIXTURES = {
     "sigmoid, four experts": ("llama", 4, ["--attention-gate", "sigmoid"]),
     "sigmoid, four experts, shared KV": ("llama", 4, ["--attention-gate", "sigmoid", "--kv", "shared"]),
     "sigmoid, two experts, Qwen 3": ("qwen3", 2, ["--attention-gate", "sigmoid"]),
+    "softmax, two experts, Qwen 3, shared KV": ("qwen3", 2, ["--kv", "shared"]),
 }
+# Mixtures of --seed.
+REAL = {"real, KV per expert": [], "real, shared KV": ["--kv", "shared"]}
 
 
 class Work:
@@ -106,6 +111,18 @@ class Work:
         weights = {domain: 1 for domain in DOMAINS}
         return self.train(f"{out}-fresh", out, weights, steps, "--router-learning-rate", 2e-2, *frozen)
 
+    def real(self, seed, options):
+        """A mixture of a model and an altered copy, untrained."""
+        copy = self.folder / "real-copy"
+        if not copy.exists():
+            noise = self.folder / "real-noise"
+            self.run("init", seed, "--out", noise, "--rng-seed", 1, "--force")
+            self.run("merge", "--model", f"{seed}:0.95", "--model", f"{noise}:0.05", "--out", copy)
+        out = self.folder / "-".join(["real", *options]).replace("--", "")
+        router = ("--router", "normal:0.3", "--out", out, "--force")
+        self.run("upcycle", "--method", "bam", "--seed", seed, "--expert", f"copy={copy}", *options, *router)
+        return out
+
     def logits(self, folder, tokens):
         """Logits `[s, v]` of token ids, as this program computes them in float32."""
         ids, dump = self.folder / "ids.json", self.folder / "logits.safetensors"
@@ -151,12 +168,69 @@ def exchanged(work, folder):
     """The mixture with the gates of its first two attention experts exchanged."""
     out = work.folder / f"{folder.name}-exchanged"
     shutil.copytree(folder, out, dirs_exist_ok=True)
-    tensors = load_file(folder / "model.safetensors")
-    for name, tensor in tensors.items():
-        if name.endswith("self_attn.router.weight"):
-            tensors[name] = np.ascontiguousarray(tensor[[1, 0, *range(2, len(tensor))]])
-    save_file(tensors, out / "model.safetensors", {"format": "pt"})
+    for shard in folder.glob("*.safetensors"):
+        tensors = load_file(shard)
+        for name, tensor in tensors.items():
+            if name.endswith("self_attn.router.weight"):
+                tensors[name] = np.ascontiguousarray(tensor[[1, 0, *range(2, len(tensor))]])
+        save_file(tensors, out / shard.name, {"format": "pt"})
     return out
+
+
+def expected(folder):
+    """The tensors of the GGUF file of a mixture without layers of zeros and shared experts: by name, arrays in float32."""
+    config = json.loads((folder / "config.json").read_text())
+    experts, heads, kv_heads = (config[key] for key in ("num_attention_experts", "num_attention_heads", "num_key_value_heads"))
+    shared, width = config["attention_kv"] == "shared", config["head_dim"]
+    stored = {}
+    for shard in folder.glob("*.safetensors"):
+        stored |= load_file(shard)
+    found = {"token_embd": stored["model.embed_tokens.weight"], "output_norm": stored["model.norm.weight"]}
+    found["output"] = stored.get("lm_head.weight", found["token_embd"])
+    for layer in range(config["num_hidden_layers"]):
+        attention, mlp = f"model.layers.{layer}.self_attn.", f"model.layers.{layer}.mlp."
+
+        def of_experts(part):
+            return [stored[f"{attention}attention_experts.{e}.{part}.weight"] for e in range(experts)]
+
+        def by_head(arrays):
+            """`[experts, heads, width, ...]`; with shared keys, the heads of all experts that meet one key head come together."""
+            each = np.stack([array.reshape(heads, width, -1) for array in arrays])
+            if shared:
+                each = each.reshape(experts, kv_heads, heads // kv_heads, width, -1).swapaxes(0, 1)
+            return each.reshape(experts * heads * width, -1)
+
+        router = stored[f"{attention}router.weight"]
+        gates = router if config.get("attention_gate") == "sigmoid" else np.stack([router[0] - router[1], router[1] - router[0]])
+        names = {
+            "attn_norm": stored[f"model.layers.{layer}.input_layernorm.weight"],
+            "attn_q": by_head(of_experts("q_proj")),
+            "attn_gate": by_head([np.broadcast_to(row, (heads * width, row.size)) for row in gates])[::width],
+            "attn_output": by_head([o.T for o in of_experts("o_proj")]).T * np.float64(config.get("attention_gate_scale", 1.0)),
+            "ffn_norm": stored[f"model.layers.{layer}.post_attention_layernorm.weight"],
+            "ffn_gate_inp": stored[f"{mlp}router.weight"],
+        }
+        for part in ("k", "v"):
+            alone = f"{attention}{part}_proj.weight"
+            names[f"attn_{part}"] = stored[alone] if shared else np.concatenate(of_experts(f"{part}_proj"))
+        for norm in ("q_norm", "k_norm"):
+            one = [key for key in stored if key.startswith(attention) and key.endswith(f"{norm}.weight")]
+            names |= {f"attn_{norm}": stored[sorted(one)[0]]} if one else {}
+        for part in ("gate", "up", "down"):
+            of = [stored[f"{mlp}experts.{e}.{part}_proj.weight"] for e in range(config["num_experts"])]
+            names[f"ffn_{part}_exps"] = np.stack(of)
+            names[f"ffn_{part}_shexp"] = np.zeros((of[0].shape[0] if part == "down" else 32, 32 if part == "down" else of[0].shape[1]))
+        found |= {f"blk.{layer}.{name}": array for name, array in names.items()}
+    return {f"{name}.weight": np.float32(array) for name, array in found.items()}
+
+
+def other_tensors(file, folder):
+    """Names of tensors that the package gguf reads otherwise than `expected`."""
+    found = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
+    wanted = expected(folder)
+    values = {name: gguf.quants.dequantize(tensor.data, tensor.tensor_type) for name, tensor in found.items()}
+    same = [name for name in wanted.keys() & values.keys() if np.array_equal(wanted[name], values[name].reshape(wanted[name].shape))]
+    return sorted((wanted.keys() | values.keys()) - set(same))
 
 
 def compare(work, folder, told, prompts):
@@ -166,6 +240,8 @@ def compare(work, folder, told, prompts):
     """
     file = work.folder / f"{folder.name}.gguf"
     work.run("convert", folder, file, "--dtype", "f32", "--force")
+    if others := other_tensors(file, folder):
+        sys.exit(f"{file}: the package gguf reads other tensors: {', '.join(others)}")
     llama, same, count, differences = server(file), 0, 0, []
     for prompt in prompts:
         chosen = continued(llama, prompt, work.arguments.tokens)
@@ -183,6 +259,15 @@ def compare(work, folder, told, prompts):
     return same, count, float(differences.max()), float(np.median(differences))
 
 
+def prompts_of(tokenizer):
+    """Eight beginnings of texts."""
+    prompts = []
+    for domain in DOMAINS:
+        lines = (QUICKSTART / "texts" / f"{domain}.jsonl").read_text().splitlines()
+        prompts += [tokenizer(json.loads(line)["text"])["input_ids"][:24] for line in lines[:2]]
+    return prompts
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--binary", type=lambda path: Path(path).resolve(), required=True)
@@ -191,19 +276,21 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--gap", type=float, default=1e-3)
     parser.add_argument("--limit", type=float, default=0.05)
-    parser.add_argument("--only", nargs="*", default=list(MIXTURES))
+    parser.add_argument("--seed", type=lambda path: Path(path).resolve(), help="folder of a real model")
+    parser.add_argument("--only", nargs="*", default=[*MIXTURES, *REAL])
     parser.add_argument("further", nargs="*")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     work, faults = Work(arguments), 0
-    tokenizer = transformers.AutoTokenizer.from_pretrained(QUICKSTART / "seed-config")
-    prompts = []
-    for domain in DOMAINS:
-        lines = (QUICKSTART / "texts" / f"{domain}.jsonl").read_text().splitlines()
-        prompts += [tokenizer(json.loads(line)["text"])["input_ids"][:24] for line in lines[:2]]
     for name in arguments.only:
-        family, experts, options = MIXTURES[name]
-        folder = work.mixture(family, experts, options)
+        if name in REAL and arguments.seed is None:
+            continue
+        texts = arguments.seed if name in REAL else QUICKSTART / "seed-config"
+        prompts = prompts_of(transformers.AutoTokenizer.from_pretrained(texts))
+        if name in REAL:
+            folder = work.real(arguments.seed, REAL[name])
+        else:
+            folder = work.mixture(*MIXTURES[name])
         same, count, most, median = compare(work, folder, folder, prompts)
         good = same == count == len(prompts) * arguments.tokens and most <= arguments.limit
         wrong, _, wrong_most, _ = compare(work, exchanged(work, folder), folder, prompts)

@@ -104,6 +104,11 @@ for version in v4 v5; do
   "$version/bin/python" "$root/fixtures/make_golden_bam.py" --binary "$bam" --fixtures "$root/fixtures" --out "$root/fixtures/golden" --check
 done
 
+say 'BAMs as checkpoints of Qwen3-Next, under both versions'
+for version in v4 v5; do
+  "$version/bin/python" "$root/fixtures/make_golden_next.py" --binary "$bam" --fixtures "$root/fixtures" --out "$root/fixtures/golden" --check
+done
+
 say 'every architecture of both versions: right or refused'
 for version in v4 v5; do "$version/bin/python" "$here/families.py" --binary "$bam" --fixtures "$root/fixtures"; done
 
