@@ -100,7 +100,7 @@ impl Qwen3Next {
         })
     }
 
-    /// Every tensor of the checkpoint. The rows of each head in a query projection come before those of its gates.
+    /// Every tensor of the checkpoint. In a query projection, the rows of each head come before the rows of its gates.
     pub fn tensors(&self) -> Result<Vec<TensorSpec>> {
         let names = Family::named(SHARED)?;
         let mut specs = Vec::new();
@@ -184,5 +184,37 @@ fn without_attention_experts(mixture: &Mixture) -> Mixture {
         shared_expert_intermediate_size: None,
         shared_expert_gate: false,
         ..mixture.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::tests::small;
+    use super::*;
+
+    /// What is wrong with a BAM of three experts with sigmoid gates, after a change.
+    fn refusal(change: impl FnOnce(&mut Mixture)) -> Option<String> {
+        let source = small("qwen3", json!({}));
+        let dense = Architecture::of(&source).unwrap();
+        let mut mixture = Mixture {
+            attention_gate: AttentionGate::Sigmoid,
+            norm_topk_prob: true,
+            ..Mixture::new(&dense, 3)
+        };
+        change(&mut mixture);
+        let model = dense.upcycled(mixture.clone());
+        let made = Qwen3Next::of(&model, &source, &mixture);
+        made.err().map(|error| error.to_string())
+    }
+
+    #[test]
+    fn attention_experts_are_in_all_layers_or_in_none() {
+        assert_eq!(refusal(|_| ()), None);
+        let some = refusal(|mixture| mixture.attention_moe_layers = Layers::List(vec![0]));
+        assert!(some.is_some_and(|error| error.contains("in all of them or in none")));
+        let none = refusal(|mixture| mixture.attention_moe_layers = Layers::List(Vec::new()));
+        assert_eq!(none, None);
     }
 }

@@ -214,7 +214,8 @@ fn about(source: &Source, tensors: &[PlannedTensor], settings: &Map<String, Valu
         sentences.push(format!("It has the names and the layout of `{to}`."));
         if to == QWEN3_NEXT {
             sentences.push(
-                "The heads of all attention experts are side by side, and gates weight each head as its expert."
+                "The heads of all attention experts are side by side, and gates weight each head as its expert. \
+                 transformers 4.57 computes it without a cache only (`use_cache=False`); version 5 needs nothing."
                     .to_owned(),
             );
         }

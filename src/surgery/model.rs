@@ -126,7 +126,7 @@ impl Model {
         })
     }
 
-    /// The narrowest dtype that holds the values of all tensors that `of` is made of; that of new tensors where it is made of none.
+    /// The narrowest dtype that holds the values of all tensors that `of` is made of; the dtype of new tensors where it is made of none.
     pub(super) fn common_dtype(&self, of: &Expression) -> Result<Dtype> {
         let parts = self.parts_of(of)?;
         let wider = |a, b| {

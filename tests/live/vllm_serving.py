@@ -56,10 +56,13 @@ FAMILIES = {
     ),
 }  # fmt: skip
 BAM, SHARED, BTX = ["--method", "bam"], ["--method", "bam", "--kv", "shared"], ["--method", "btx"]
+SIGMOID = ["--attention-gate", "sigmoid"]
 MIXTURES = {
     "btx": ("llama", BTX),
     "bam": ("llama", BAM),
     "bam shared": ("llama", SHARED),
+    "bam sigmoid": ("llama", [*BAM, *SIGMOID]),
+    "bam sigmoid shared": ("llama", [*SHARED, *SIGMOID]),
     "bam paper": ("llama3", [*BAM, "--preset", "paper"]),
     "bam qwen3": ("qwen3", BAM),
     "bam windows": ("qwen2", SHARED),
