@@ -1,7 +1,7 @@
 //! Texts: documents of plain text and JSON lines, packed or not, and the examples of a task.
 #![no_main]
 
-use bam_convert::data::documents::Documents;
+use bam_convert::data::documents::{DocumentForm, Documents};
 use bam_convert::evaluate::tasks::Task;
 use bam_convert_fuzz::{bounded, file, within};
 use libfuzzer_sys::fuzz_target;
@@ -22,6 +22,9 @@ fuzz_target!(|data: &[u8]| {
         _ => bounded(data.len(), || {
             all("text.txt");
             all("texts.jsonl");
+            let chats =
+                Documents::open_as(&file("chats.jsonl", data), &DocumentForm::Conversations);
+            chats.into_iter().flatten().take(64).for_each(drop);
             let _ = Task::read("task", &file("task.jsonl", data));
         }),
     }

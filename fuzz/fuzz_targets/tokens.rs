@@ -14,6 +14,7 @@ fuzz_target!(|data: &[u8]| {
         for split in ["train", "validation"] {
             file(&format!("{split}-00000.bin"), &[1; 64]);
             file(&format!("{split}-00000.ends"), &[32, 0, 0, 0, 0, 0, 0, 0]);
+            file(&format!("{split}-00000.mask"), &[1; 32]);
         }
     });
     let folder = folder_with("header.json", data);
@@ -24,6 +25,7 @@ fuzz_target!(|data: &[u8]| {
         for split in [Split::Train, Split::Validation] {
             let all = tokens.tokens(split);
             let _ = tokens.ids(split, 0..all);
+            let _ = tokens.scored(split, 0..all);
             let _ = (0..tokens.documents(split))
                 .try_for_each(|document| tokens.document(split, document).map(drop));
         }

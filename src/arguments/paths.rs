@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use clap::builder::{ValueParser, ValueParserFactory};
 
 use super::{ArgumentRole, ArgumentValue, parser};
-use crate::checkpoint::reference::SCHEME;
+use crate::checkpoint::reference::{DatasetReference, SCHEME};
 
 /// A path type with its role, the form of its values, and where paths stand in them.
 macro_rules! path_value {
-    ($(#[$docs:meta])* $name:ident, $role:ident, $form:literal, $places:expr) => {
+    ($(#[$docs:meta])* $name:ident, $role:ident, $form:literal, $check:expr, $places:expr) => {
         $(#[$docs])*
         #[derive(Clone, Debug, PartialEq, Eq)]
         pub struct $name(PathBuf);
@@ -34,7 +34,7 @@ macro_rules! path_value {
             const ROLE: ArgumentRole = ArgumentRole::$role;
 
             fn read(text: &OsStr) -> Result<Self, String> {
-                check(text, Self::ROLE)?;
+                $check(text, Self::ROLE)?;
                 Ok(Self(PathBuf::from(text)))
             }
 
@@ -59,21 +59,21 @@ macro_rules! path_value {
 
 path_value! {
     /// A file or folder that a command reads, and that is no checkpoint.
-    InputPath, Input, "PATH", whole
+    InputPath, Input, "PATH", check, whole
 }
 path_value! {
-    /// Texts to read: a file, a folder, or a pattern of these.
-    TextsPath, Input, "PATH", whole_or_above_pattern
+    /// Texts to read: a file, a folder, or a pattern of these; or a dataset on the Hub (`hf://datasets/…`), which is no path.
+    TextsPath, Input, "PATH", check_texts, whole_or_above_pattern
 }
 path_value! {
     /// A checkpoint that a command reads: a folder, or a weight file. A reference to the Hub (`hf://…`) may be typed in its
     /// place; the command then sees the folder that it was pulled to. `BASE+ADAPTER` adds LoRA adapters; the command then sees
     /// a view ([`crate::checkpoint::views`]).
-    CheckpointPath, Checkpoint, "DIR", whole
+    CheckpointPath, Checkpoint, "DIR", check, whole
 }
 path_value! {
     /// A file or folder that a command makes or writes to.
-    OutputPath, Output, "PATH", whole
+    OutputPath, Output, "PATH", check, whole
 }
 
 /// Refuses an empty path, and a reference to the Hub where only a path makes sense.
@@ -89,12 +89,25 @@ fn check(text: &OsStr, role: ArgumentRole) -> Result<(), String> {
     Ok(())
 }
 
+/// As [`check`], but a reference to a dataset may be typed.
+fn check_texts(text: &OsStr, role: ArgumentRole) -> Result<(), String> {
+    match text.to_str() {
+        Some(text) if DatasetReference::is_meant(text) => DatasetReference::parse(text)
+            .map(drop)
+            .map_err(|e| e.to_string()),
+        _ => check(text, role),
+    }
+}
+
 fn whole(text: &str) -> Vec<&str> {
     vec![text]
 }
 
 /// The text, or the folder in which the files of a pattern lie.
 fn whole_or_above_pattern(text: &str) -> Vec<&str> {
+    if DatasetReference::is_meant(text) {
+        return Vec::new();
+    }
     let above = text.find(['*', '?', '[']).map(|pattern| {
         text[..pattern]
             .rfind('/')

@@ -10,6 +10,9 @@ pub const SCHEME: &str = "hf://";
 /// The branch that is meant where none is named.
 pub const MAIN: &str = "main";
 
+/// What the name of a dataset's repository begins with, here and in the Hub's addresses.
+pub const DATASETS: &str = "datasets/";
+
 /// The reference to a repository at a commit.
 pub fn pinned(repository: &str, commit: &str) -> String {
     format!("{SCHEME}{repository}@{commit}")
@@ -35,16 +38,16 @@ impl Reference {
             .strip_prefix("models/")
             .filter(|rest| rest.contains('/'))
             .unwrap_or(rest);
+        Self::named(text, rest)
+    }
+
+    /// Reads `ORG/NAME[@REVISION]`; `text` is what was typed.
+    fn named(text: &str, rest: &str) -> Result<Self> {
         let (repository, revision) = match rest.split_once('@') {
             Some((repository, revision)) => (repository, Some(revision)),
             None => (rest, None),
         };
-        let refused = |problem: &'static str| {
-            Error::from(CheckpointError::Reference {
-                text: text.to_owned(),
-                problem,
-            })
-        };
+        let refused = |problem| refused(text, problem);
         let parts: Vec<&str> = repository.split('/').collect();
         if parts.len() > 2 {
             let what = match parts[0] {
@@ -86,6 +89,80 @@ impl fmt::Display for Reference {
             .as_ref()
             .map_or(Ok(()), |revision| write!(f, "@{revision}"))
     }
+}
+
+/// `hf://datasets/ORG/NAME[@REVISION][:CONFIG[/SPLIT]]`: a repository of a dataset, and which of its rows are meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DatasetReference {
+    /// The repository, whose name begins with [`DATASETS`], and a revision of it.
+    pub reference: Reference,
+    /// The configuration, where one was named.
+    pub config: Option<String>,
+    /// The split, where one was named.
+    pub split: Option<String>,
+}
+
+impl DatasetReference {
+    /// Whether a text is meant as one.
+    pub fn is_meant(text: &str) -> bool {
+        text.strip_prefix(SCHEME)
+            .is_some_and(|rest| rest.starts_with(DATASETS))
+    }
+
+    /// Reads a reference.
+    ///
+    /// # Errors
+    /// Names that no repository, configuration or split can have.
+    pub fn parse(text: &str) -> Result<Self> {
+        let rest = text.strip_prefix(SCHEME).unwrap_or(text);
+        let rest = rest.strip_prefix(DATASETS).unwrap_or(rest);
+        let (repository, rows) = match rest.split_once(':') {
+            Some((repository, rows)) => (repository, Some(rows)),
+            None => (rest, None),
+        };
+        let mut reference = Reference::named(text, repository)?;
+        reference.repository.insert_str(0, DATASETS);
+        let (config, split) = match rows.map(|rows| rows.split_once('/').ok_or(rows)) {
+            Some(Ok((config, split))) => (Some(config), Some(split)),
+            Some(Err(config)) => (Some(config), None),
+            None => (None, None),
+        };
+        let is_label = |label: &str| {
+            let allowed = |c: char| !c.is_control() && !c.is_whitespace() && !"/:@*?[]".contains(c);
+            !label.is_empty() && label.chars().all(allowed)
+        };
+        if !config.into_iter().chain(split).all(is_label) {
+            return Err(refused(
+                text,
+                "expected CONFIG or CONFIG/SPLIT after the `:`",
+            ));
+        }
+        Ok(Self {
+            reference,
+            config: config.map(str::to_owned),
+            split: split.map(str::to_owned),
+        })
+    }
+
+    /// The reference to the same rows at a commit.
+    pub fn pinned(&self, commit: &str) -> String {
+        let mut text = pinned(&self.reference.repository, commit);
+        if let Some(config) = &self.config {
+            text.push_str(&format!(":{config}"));
+        }
+        if let Some(split) = &self.split {
+            text.push_str(&format!("/{split}"));
+        }
+        text
+    }
+}
+
+fn refused(text: &str, problem: &'static str) -> Error {
+    CheckpointError::Reference {
+        text: text.to_owned(),
+        problem,
+    }
+    .into()
 }
 
 /// Whether the Hub would take it for one part of a repository's name.
@@ -138,6 +215,33 @@ mod tests {
             Reference::parse("hf://org/name@a/b").unwrap().to_string(),
             "hf://org/name@a/b"
         );
+    }
+
+    #[test]
+    fn references_to_datasets_name_rows() {
+        let read = |text| {
+            let found = DatasetReference::parse(text).unwrap();
+            (found.pinned("c0"), found.reference.revision)
+        };
+        let main = Some("main".to_owned());
+        assert_eq!(
+            read("hf://datasets/org/name@main:de/test"),
+            ("hf://datasets/org/name@c0:de/test".to_owned(), main)
+        );
+        assert_eq!(
+            read("hf://datasets/squad"),
+            ("hf://datasets/squad@c0".to_owned(), None)
+        );
+        assert_eq!(read("hf://datasets/a/b:c").0, "hf://datasets/a/b@c0:c");
+        for text in [
+            "hf://datasets/",
+            "hf://datasets/a/b/c",
+            "hf://datasets/a/b:",
+            "hf://datasets/a/b:c/",
+            "hf://datasets/a/b:c/d/e",
+        ] {
+            assert!(DatasetReference::parse(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -208,6 +208,13 @@ pub enum CliError {
     Stage(Failure),
 
     // ---- the Hub
+    /// A dataset on the Hub, which this build cannot reach.
+    #[cfg(not(feature = "hub"))]
+    #[error("{place}: this build of bam-convert has no client of the Hub")]
+    NoHub {
+        /// The dataset.
+        place: String,
+    },
     /// A source of a manifest that is on the Hub, but at no commit.
     #[cfg(feature = "hub")]
     #[error(

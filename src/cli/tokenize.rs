@@ -3,12 +3,15 @@
 use std::sync::Mutex;
 
 use bam_convert::arguments::{Force, InputPath, Outline, OutputPath, TextsPath};
+use bam_convert::checkpoint::reference::DatasetReference;
 use bam_convert::data::documents::{DocumentForm, TEXT_KEY};
 use bam_convert::data::outline::outline;
 use bam_convert::data::tokenize::{
-    SplitReport, TokenizeProgress, TokenizeReport, TokenizeSettings, tokenize,
+    SplitReport, TextsPlace, TokenizeProgress, TokenizeReport, TokenizeSettings, tokenize,
 };
 use bam_convert::data::vocabulary::{ChatLayout, Vocabulary};
+#[cfg(feature = "hub")]
+use bam_convert::hub::DatasetPull;
 use bam_convert::pipeline::{Declaration, StageUse};
 use bam_convert::printable::printable;
 use bam_convert::table::{self, Align};
@@ -17,8 +20,9 @@ use bytesize::ByteSize;
 use clap::{ArgAction, Args};
 use indicatif::ProgressBar;
 
+use super::error::Result;
 use super::estimate::print;
-use super::names::{paths, size};
+use super::names::size;
 use super::printer::Printer;
 use super::render_chat::Renderers;
 use super::verb::Verb;
@@ -38,7 +42,8 @@ use super::{Outcome, Verdict};
                         A tokenizer made here (train:N) is in the output folder, which other runs take as --tokenizer."
 )]
 pub struct Arguments {
-    /// Files, folders, and patterns such as 'texts/**/*.md'.
+    /// Files, folders, and patterns such as 'texts/**/*.md'; or rows of a dataset on the Hub:
+    /// hf://datasets/ORG/NAME[@REVISION][:CONFIG[/SPLIT]].
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<TextsPath>,
     /// Folder with a tokenizer.json, or the file itself; `train:N` makes a byte-level BPE of N tokens of the texts.
@@ -84,7 +89,7 @@ impl Verb for Arguments {
 
     fn run(&self, printer: &Printer) -> Outcome {
         let settings = TokenizeSettings {
-            paths: paths(&self.paths),
+            sources: sources(&self.paths, *self.outline, printer)?,
             form: if self.chat {
                 DocumentForm::Conversations
             } else {
@@ -144,6 +149,52 @@ impl Verb for Arguments {
         }
         Ok(Verdict::Yes)
     }
+}
+
+/// Where the texts are, those on the Hub once they are pulled. For an outline, lengths are enough.
+fn sources(paths: &[TextsPath], is_outline: bool, printer: &Printer) -> Result<Vec<TextsPlace>> {
+    let mut places = Vec::with_capacity(paths.len());
+    for path in paths {
+        let reference = path
+            .to_str()
+            .filter(|text| DatasetReference::is_meant(text));
+        places.push(match reference {
+            Some(text) => dataset(&DatasetReference::parse(text)?, is_outline, printer)?,
+            None => TextsPlace::Path(path.to_path_buf()),
+        });
+    }
+    Ok(places)
+}
+
+#[cfg(feature = "hub")]
+fn dataset(
+    reference: &DatasetReference,
+    is_outline: bool,
+    printer: &Printer,
+) -> Result<TextsPlace> {
+    let client = super::hub::client()?;
+    let pull = DatasetPull::new(&client, reference)?;
+    let (name, missing) = (pull.name().to_owned(), pull.missing());
+    let lengths = pull.files().map(|(_, length)| length);
+    let paths = if is_outline {
+        pull.files().map(|(path, _)| path.into()).collect()
+    } else {
+        if missing > 0 {
+            printer.note(&format!("pulling {name}: {}", table::bytes(missing)));
+        }
+        let bar = printer.bytes_bar(missing, "pulling");
+        let paths = pull.run(super::hub::WORKERS, &|bytes| bar.inc(bytes))?;
+        bar.finish_and_clear();
+        paths
+    };
+    let files = paths.into_iter().zip(lengths).collect();
+    Ok(TextsPlace::Pulled { name, files })
+}
+
+#[cfg(not(feature = "hub"))]
+fn dataset(reference: &DatasetReference, _: bool, _: &Printer) -> Result<TextsPlace> {
+    let place = reference.reference.to_string();
+    Err(super::error::CliError::NoHub { place })
 }
 
 fn text(report: &TokenizeReport) -> String {

@@ -7,6 +7,8 @@ use crate::model::chat::{ASSISTANT, Conversation};
 
 /// The keys of a line that hold a conversation, in the order in which they are looked for.
 const KEYS: [&str; 3] = ["messages", "conversations", "prompt"];
+/// Keys of a line beside its conversation.
+const BESIDE: [&str; 3] = ["tools", "documents", "chat_template_kwargs"];
 /// Names of speakers in `conversations`, and their roles.
 const SPEAKERS: [(&str, &str); 6] = [
     ("system", "system"),
@@ -33,6 +35,14 @@ pub(super) enum TurnProblem {
 /// Whether an object has a key that holds a conversation.
 pub(super) fn has_key(has: impl Fn(&str) -> bool) -> bool {
     KEYS.into_iter().any(has)
+}
+
+/// Whether a column of a table with these columns is read: the first one that holds conversations, and what belongs to it.
+pub(super) fn reads_column(columns: &[&str], column: &str) -> bool {
+    let first = KEYS.into_iter().find(|key| columns.contains(key));
+    first == Some(column)
+        || first == Some("prompt") && column == "completion"
+        || first.is_some() && BESIDE.contains(&column)
 }
 
 /// The conversation of a line; `None` where the assistant says nothing in it.

@@ -13,6 +13,7 @@ use super::error::{DataError, DocumentPlace};
 use super::input::{Kind, Packing, kind};
 use super::limits::{LARGEST, most_text};
 use super::table::TableTexts;
+use super::table_chat::TableChats;
 use crate::checkpoint::{ReadAt, SourceFile, json};
 use crate::{Error, Result};
 
@@ -26,7 +27,7 @@ type Stream = Box<dyn BufRead + Send>;
 pub enum DocumentForm {
     /// Texts: files, and what this field of JSON lines or this column of a table holds.
     Texts(String),
-    /// Conversations in JSON lines. Each document is a [`Conversation`](crate::model::chat::Conversation) as JSON.
+    /// Conversations in JSON lines or tables. Each document is a [`Conversation`](crate::model::chat::Conversation) as JSON.
     Conversations,
 }
 
@@ -55,6 +56,7 @@ enum Content {
     Text(Option<Stream>),
     JsonLines(JsonLines),
     Table(Box<TableTexts>),
+    Chats(Box<TableChats>),
 }
 
 impl Documents {
@@ -66,10 +68,6 @@ impl Documents {
     /// Opens a file whose documents have this form.
     pub fn open_as(path: &Path, form: &DocumentForm) -> Result<Self> {
         let kind = form.kind(path)?;
-        let column = match form {
-            DocumentForm::Texts(key) => key,
-            DocumentForm::Conversations => "",
-        };
         let content = match kind {
             (Kind::Text, packing) => Content::Text(Some(stream(path, packing)?)),
             (Kind::JsonLines, packing) => Content::JsonLines(JsonLines {
@@ -77,9 +75,10 @@ impl Documents {
                 stream: stream(path, packing)?,
                 line: 0,
             }),
-            (Kind::Parquet, Packing::Plain) => {
-                Content::Table(Box::new(TableTexts::open(path, column)?))
-            }
+            (Kind::Parquet, Packing::Plain) => match form {
+                DocumentForm::Texts(key) => Content::Table(Box::new(TableTexts::open(path, key)?)),
+                DocumentForm::Conversations => Content::Chats(Box::new(TableChats::open(path)?)),
+            },
             (Kind::Parquet, _) => {
                 let path = path.to_path_buf();
                 return Err(DataError::PackedParquet { path }.into());
@@ -98,7 +97,7 @@ impl Documents {
         match &self.content {
             Content::Text(_) => DocumentPlace::File,
             Content::JsonLines(lines) => DocumentPlace::Line(lines.line),
-            Content::Table(_) => DocumentPlace::Row(self.rows),
+            Content::Table(_) | Content::Chats(_) => DocumentPlace::Row(self.rows),
         }
     }
 
@@ -118,6 +117,15 @@ impl Documents {
                 self.rows += 1;
                 table.next_text()?
             }
+            Content::Chats(table) => {
+                self.rows += 1;
+                let Some(row) = table.next_row()? else {
+                    return Ok(None);
+                };
+                return self
+                    .of_conversation(DocumentPlace::Row(self.rows), &row)
+                    .map(Some);
+            }
         };
         Ok(text.map(Document::of))
     }
@@ -130,7 +138,9 @@ impl Documents {
         };
         let text_key = match &self.form {
             DocumentForm::Texts(key) => key,
-            DocumentForm::Conversations => return self.of_conversation(number, &object),
+            DocumentForm::Conversations => {
+                return self.of_conversation(DocumentPlace::Line(number), &object);
+            }
         };
         match object.remove(text_key) {
             Some(Value::String(text)) => Ok(Document::of(text)),
@@ -149,7 +159,11 @@ impl Documents {
         }
     }
 
-    fn of_conversation(&self, line: usize, object: &Map<String, Value>) -> Result<Document> {
+    fn of_conversation(
+        &self,
+        place: DocumentPlace,
+        object: &Map<String, Value>,
+    ) -> Result<Document> {
         let path = self.path.clone();
         match conversation::conversation(object) {
             Ok(Some(conversation)) => serde_json::to_string(&conversation)
@@ -158,7 +172,7 @@ impl Documents {
             Ok(None) => Ok(Document::Empty),
             Err(TurnProblem::NoConversation) => Err(DataError::NoConversation {
                 path,
-                line,
+                place,
                 keys: object.keys().cloned().collect(),
             }
             .into()),
@@ -168,7 +182,7 @@ impl Documents {
                 found,
             }) => Err(DataError::WrongTurn {
                 path,
-                line,
+                place,
                 key,
                 expected,
                 found,
@@ -223,7 +237,7 @@ impl DocumentForm {
     /// A file that cannot hold documents of this form.
     pub(super) fn kind(&self, path: &Path) -> Result<(Kind, Packing)> {
         let kind = kind(path)?;
-        if *self == Self::Conversations && kind.0 != Kind::JsonLines {
+        if *self == Self::Conversations && kind.0 == Kind::Text {
             let path = path.to_path_buf();
             return Err(DataError::NotConversations { path }.into());
         }

@@ -128,34 +128,42 @@ pub enum DataError {
         keys: Vec<String>,
     },
     /// A file that cannot hold conversations.
-    #[error("{}: expected JSON lines, which hold conversations", path.display())]
+    #[error("{}: expected JSON lines or parquet, which hold conversations", path.display())]
     NotConversations {
         /// The file.
         path: PathBuf,
     },
-    /// A line without a conversation.
-    #[error("{}: line {line}: expected `messages`, `conversations`, or `prompt` and `completion`", path.display())]
+    /// A line without a conversation, or a table without a column of them.
+    #[error("{}: {place}expected `messages`, `conversations`, or `prompt` and `completion`", path.display())]
     NoConversation {
         /// The file.
         path: PathBuf,
-        /// The line, from 1.
-        line: usize,
-        /// The keys of the object.
+        /// The line.
+        place: DocumentPlace,
+        /// The keys of the object, or the columns.
         keys: Vec<String>,
     },
     /// A part of a conversation that means something else, or nothing.
-    #[error("{}: key `{key}`: line {line}: expected {expected}, found {found}", path.display())]
+    #[error("{}: key `{key}`: {place}expected {expected}, found {found}", path.display())]
     WrongTurn {
         /// The file.
         path: PathBuf,
-        /// The line, from 1.
-        line: usize,
+        /// The line or row.
+        place: DocumentPlace,
         /// The key.
         key: String,
         /// What it should hold.
         expected: &'static str,
         /// What it holds.
         found: String,
+    },
+    /// A column of conversations with other values than strings.
+    #[error("{}: key `{key}`: expected strings, or a list of structures of strings", path.display())]
+    NotTurns {
+        /// The file.
+        path: PathBuf,
+        /// The column.
+        key: String,
     },
     /// A conversation that cannot be laid out or tokenized.
     #[error("{}: {place}{problem}", path.display())]
@@ -352,7 +360,9 @@ impl DataError {
             | Self::NoColumn {
                 key, columns: keys, ..
             } => return text_key_hint(key, keys),
-            Self::NotConversations { .. } => "write its conversations as JSON lines (.jsonl)",
+            Self::NotConversations { .. } | Self::NotTurns { .. } => {
+                "write its conversations as JSON lines (.jsonl)"
+            }
             Self::NoConversation { keys, .. } => {
                 let keys: Vec<&str> = keys.iter().take(20).map(String::as_str).collect();
                 return Some(format!("its keys are: {}", keys.join(", ")).into());
@@ -391,6 +401,7 @@ impl DataError {
             Self::NoTextInLine { path, key, .. }
             | Self::NoColumn { path, key, .. }
             | Self::WrongTurn { path, key, .. }
+            | Self::NotTurns { path, key }
             | Self::NotStrings { path, key } => ErrorPlace::of(path).with_key(key),
             Self::NotText { path, .. }
             | Self::Pattern { path, .. }

@@ -21,6 +21,7 @@ pub mod outline;
 mod shards;
 mod split;
 mod table;
+mod table_chat;
 #[cfg(test)]
 mod tests;
 mod thrift;

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::header::{Shard, ShardMask, TokenHeader};
 use super::input::{self, Kind, Packing};
 use super::layout::{FILE, FORMAT_VERSION, IdType, MASKED_VERSION, Split, shard_file};
-use super::tokenize::TokenizeSettings;
+use super::tokenize::{TextsPlace, TokenizeSettings};
 use super::vocabulary::{ChatLayout, TOKENIZER, TOKENIZER_CONFIG, Vocabulary};
 use crate::checkpoint::{json, outline};
 use crate::estimate::{BYTES_PER_TOKEN, Estimate, TOKENIZED};
@@ -20,8 +20,14 @@ const PACKED: f64 = 4.0;
 /// Texts that are not there or are no text; an output that cannot be written.
 pub fn outline(settings: &TokenizeSettings) -> Result<Estimate> {
     let mut bytes = 0.0;
-    for path in &settings.paths {
-        bytes += length(path)?;
+    for place in &settings.sources {
+        bytes += match place {
+            TextsPlace::Path(path) => length(path)?,
+            TextsPlace::Pulled { files, .. } => {
+                let lengths = files.iter().map(|(file, length)| unpacked(file, *length));
+                lengths.sum::<Result<f64>>()?
+            }
+        };
     }
     let (vocab_size, mut beside) = match &settings.vocabulary {
         Vocabulary::Train(count) => (Some(*count), 0),
@@ -81,16 +87,19 @@ pub fn outline(settings: &TokenizeSettings) -> Result<Estimate> {
 pub fn length(path: &Path) -> Result<f64> {
     let mut bytes = 0.0;
     for file in input::files(path)? {
-        let packed = match input::kind(&file)? {
-            (Kind::Parquet, _) | (_, Packing::Gzip | Packing::Zstd) => PACKED,
-            (Kind::Text | Kind::JsonLines, Packing::Plain) => 1.0,
-        };
-        bytes += packed
-            * std::fs::metadata(&file)
-                .map_err(|e| Error::io("read", &file, e))?
-                .len() as f64;
+        let metadata = std::fs::metadata(&file).map_err(|e| Error::io("read", &file, e))?;
+        bytes += unpacked(&file, metadata.len())?;
     }
     Ok(bytes)
+}
+
+/// Bytes of the text in a file of this length, by its name.
+fn unpacked(file: &Path, length: u64) -> Result<f64> {
+    let packed = match input::kind(file)? {
+        (Kind::Parquet, _) | (_, Packing::Gzip | Packing::Zstd) => PACKED,
+        (Kind::Text | Kind::JsonLines, Packing::Plain) => 1.0,
+    };
+    Ok(packed * length as f64)
 }
 
 /// The size of a vocabulary, if the configuration beside it says so, and the bytes of its files. They may not exist yet.

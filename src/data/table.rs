@@ -43,8 +43,7 @@ const SHORT_HEADER: u64 = 256;
 /// The rows of the column that holds the text.
 pub(super) struct TableTexts {
     path: PathBuf,
-    file: Arc<TableFile>,
-    metadata: ParquetMetaData,
+    table: OpenTable,
     column: usize,
     /// The next row group.
     group: usize,
@@ -58,9 +57,15 @@ pub(super) struct TableTexts {
     values: Vec<ByteArray>,
 }
 
-impl TableTexts {
-    /// Opens a table; `text_key` is the column that holds the text.
-    pub fn open(path: &Path, text_key: &str) -> Result<Self> {
+/// A table whose rows its length justifies.
+pub(super) struct OpenTable {
+    pub file: Arc<TableFile>,
+    pub metadata: ParquetMetaData,
+}
+
+impl OpenTable {
+    /// Opens a table.
+    pub fn open(path: &Path) -> Result<Self> {
         // Refuses folders and pipes.
         let length = SourceFile::open(path)?.len();
         let file = File::open(path).map_err(|e| Error::io("read", path, e))?;
@@ -68,7 +73,6 @@ impl TableTexts {
             check_footer(&file, length)?;
             ParquetMetaDataReader::new().parse_and_finish(&file)
         })?;
-        let column = text_column(path, &metadata, text_key)?;
         let rows = metadata.row_groups().iter().try_fold(0u64, |sum, group| {
             sum.checked_add(u64::try_from(group.num_rows()).ok()?)
         });
@@ -82,22 +86,33 @@ impl TableTexts {
             }
             .into());
         }
+        let file = TableFile {
+            file,
+            length,
+            unpacked: AtomicU64::new(0),
+        };
+        Ok(Self {
+            file: Arc::new(file),
+            metadata,
+        })
+    }
+}
+
+impl TableTexts {
+    /// Opens a table; `text_key` is the column that holds the text.
+    pub fn open(path: &Path, text_key: &str) -> Result<Self> {
+        let table = OpenTable::open(path)?;
         Ok(Self {
             path: path.to_path_buf(),
-            file: Arc::new(TableFile {
-                file,
-                length,
-                unpacked: AtomicU64::new(0),
-            }),
-            metadata,
-            column,
+            column: text_column(path, &table.metadata, text_key)?,
             group: 0,
             rows: None,
             left: 0,
             number: 0,
-            text_left: most_text(TABLE, length),
+            text_left: most_text(TABLE, table.file.length),
             levels: Vec::new(),
             values: Vec::new(),
+            table,
         })
     }
 
@@ -121,8 +136,8 @@ impl TableTexts {
         let Some(left) = self.text_left.checked_sub(found) else {
             return Err(DataError::UnpacksTooFar {
                 path,
-                most: most_text(TABLE, self.file.length),
-                length: self.file.length,
+                most: most_text(TABLE, self.table.file.length),
+                length: self.table.file.length,
             }
             .into());
         };
@@ -138,13 +153,13 @@ impl TableTexts {
     /// The value of the next row, if there is one.
     fn read(&mut self) -> ParquetResult<Option<Option<ByteArray>>> {
         while self.left == 0 {
-            let Some(group) = self.metadata.row_groups().get(self.group) else {
+            let Some(group) = self.table.metadata.row_groups().get(self.group) else {
                 return Ok(None);
             };
             self.group += 1;
             // Not negative, since their sum could be taken.
             self.left = group.num_rows() as u64;
-            let pages = Pages::open(&self.file, group.column(self.column), self.left)?;
+            let pages = Pages::open(&self.table.file, group.column(self.column), self.left)?;
             let column = group.column(self.column).column_descr_ptr();
             self.rows = Some(ColumnReaderImpl::new(column, Box::new(pages)));
         }
@@ -221,9 +236,9 @@ fn check_footer(file: &File, length: u64) -> ParquetResult<()> {
 }
 
 /// The file, whose pages the crate reads through here.
-struct TableFile {
+pub(super) struct TableFile {
     file: File,
-    length: u64,
+    pub length: u64,
     /// Bytes of all pages so far. Row groups may share a page, which is unpacked for each.
     unpacked: AtomicU64,
 }
@@ -280,16 +295,18 @@ fn most_of_page(packed: u64) -> u64 {
 }
 
 /// The pages of a column, each checked.
-struct Pages {
+pub(super) struct Pages {
     file: Arc<TableFile>,
     pages: SerializedPageReader<TableFile>,
     /// Whether pages are unpacked here: the crate unpacks gzip without a bound.
     gzip: bool,
     nullable: bool,
+    /// Whether values may be prefixes of the one before. Values that are read together would then have no bound.
+    pub allows_prefixes: bool,
 }
 
 impl Pages {
-    fn open(
+    pub fn open(
         file: &Arc<TableFile>,
         column: &parquet::file::metadata::ColumnChunkMetaData,
         rows: u64,
@@ -307,12 +324,17 @@ impl Pages {
             pages: SerializedPageReader::new(file.clone(), &chunk, rows as usize, None)?,
             gzip,
             nullable: column.column_descr().max_def_level() > 0,
+            allows_prefixes: true,
         })
     }
 
     /// Refuses values that the length of the page does not justify: the crate makes room for them first.
     fn check(&self, page: &Page) -> ParquetResult<()> {
         let length = page.buffer().len() as u64;
+        if page.encoding() == Encoding::DELTA_BYTE_ARRAY && !self.allows_prefixes {
+            let problem = "expected lists of strings that are no prefixes of each other";
+            return Err(ParquetError::General(problem.to_owned()));
+        }
         let (values, most) = match page {
             Page::DictionaryPage { num_values, .. } => (
                 u64::from(*num_values),
@@ -451,7 +473,7 @@ fn unpack(page: &mut Page) -> ParquetResult<()> {
 }
 
 /// What reading a table gives; where the `parquet` crate panics over a damaged one, that is an error like any other.
-fn guarded<T>(path: &Path, read: impl FnOnce() -> ParquetResult<T>) -> Result<T> {
+pub(super) fn guarded<T>(path: &Path, read: impl FnOnce() -> ParquetResult<T>) -> Result<T> {
     let problem = match caught(read) {
         Ok(Ok(read)) => return Ok(read),
         Ok(Err(error)) => error.to_string(),

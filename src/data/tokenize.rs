@@ -32,8 +32,8 @@ use crate::model::chat::RenderChat;
 /// What to tokenize, and how.
 #[derive(Clone, Debug)]
 pub struct TokenizeSettings {
-    /// Files, folders and patterns.
-    pub paths: Vec<PathBuf>,
+    /// Where texts are.
+    pub sources: Vec<TextsPlace>,
     /// What documents are.
     pub form: DocumentForm,
     /// What lays out conversations.
@@ -50,6 +50,37 @@ pub struct TokenizeSettings {
     pub out: PathBuf,
     /// Whether it may replace an older token folder.
     pub force: bool,
+}
+
+/// Where texts are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TextsPlace {
+    /// A file, a folder or a pattern.
+    Path(PathBuf),
+    /// Files that were pulled from the Hub.
+    Pulled {
+        /// The reference to them, with the commit.
+        name: String,
+        /// The files with their lengths.
+        files: Vec<(PathBuf, u64)>,
+    },
+}
+
+impl TextsPlace {
+    /// The path or the reference.
+    fn name(&self) -> PathBuf {
+        match self {
+            Self::Path(path) => path.clone(),
+            Self::Pulled { name, .. } => PathBuf::from(name),
+        }
+    }
+
+    fn files(&self) -> Result<Vec<PathBuf>> {
+        match self {
+            Self::Path(path) => input::files(path),
+            Self::Pulled { files, .. } => Ok(files.iter().map(|(path, _)| path.clone()).collect()),
+        }
+    }
 }
 
 /// How far the work is.
@@ -133,9 +164,9 @@ pub fn tokenize(
         .into());
     }
     let found: Vec<Vec<PathBuf>> = settings
-        .paths
+        .sources
         .iter()
-        .map(|path| input::files(path))
+        .map(TextsPlace::files)
         .collect::<Result<_>>()?;
     let folder = OutputFolder::begin(&settings.out, settings.force, &inputs(settings, &found))?;
     folder.clear()?;
@@ -228,11 +259,10 @@ impl TokenizeSettings {
 /// What the output must not replace: the texts, the tokenizer and the template. `found` are the files of each path.
 fn inputs<'a>(settings: &'a TokenizeSettings, found: &'a [Vec<PathBuf>]) -> Vec<&'a Path> {
     let mut inputs: Vec<&Path> = Vec::new();
-    for (path, files) in settings.paths.iter().zip(found) {
-        if path.exists() {
-            inputs.push(path);
-        } else {
-            inputs.extend(files.iter().map(PathBuf::as_path));
+    for (place, files) in settings.sources.iter().zip(found) {
+        match place {
+            TextsPlace::Path(path) if path.exists() => inputs.push(path),
+            _ => inputs.extend(files.iter().map(PathBuf::as_path)),
         }
     }
     if let Vocabulary::Existing(path) = &settings.vocabulary {
@@ -291,11 +321,11 @@ impl Corpus {
             })
             .collect::<Result<_>>()?;
         let mut sources = Vec::new();
-        for (path, files) in settings.paths.iter().zip(&opened) {
+        for (place, files) in settings.sources.iter().zip(&opened) {
             let mut hash = Sha256::new();
             files.iter().for_each(|(_, sha256)| hash.update(sha256));
             sources.push(TextSource {
-                path: path.to_string_lossy().into_owned(),
+                path: place.name().to_string_lossy().into_owned(),
                 files: files.len() as u64,
                 bytes: files.iter().map(|(source, _)| source.len()).sum(),
                 sha256: hex(&hash.finalize()),
@@ -327,7 +357,10 @@ impl Corpus {
             Ok(())
         })?;
 
-        let path = || settings.paths.first().cloned().unwrap_or_default();
+        let path = || {
+            let first = settings.sources.first();
+            first.map(TextsPlace::name).unwrap_or_default()
+        };
         if fingerprints.distinct.is_empty() {
             return Err(DataError::NoText {
                 path: path(),

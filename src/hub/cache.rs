@@ -1,4 +1,4 @@
-//! The Hub's cache on disk, in the layout that `huggingface_hub` shares: `models--ORG--NAME/{blobs,snapshots,refs}`.
+//! The Hub's cache on disk, in the layout that `huggingface_hub` shares: `models--ORG--NAME/{blobs,snapshots,refs}`, and `datasets--…`.
 //!
 //! A blob is named by its hash and put in its place when it is whole and checked; a snapshot is a folder of links to blobs.
 //! Whoever fetches a blob holds the lock that Python takes too.
@@ -11,6 +11,7 @@ use super::content::has_content;
 use super::settings::HubSettings;
 use super::tree::{FileEntry, is_commit};
 use crate::checkpoint::filesystem::{folder_of, sync_folder};
+use crate::checkpoint::reference::DATASETS;
 use crate::checkpoint::{filesystem, single};
 use crate::{Error, Result};
 
@@ -29,7 +30,12 @@ impl Cache {
 
     /// As [`of`](Self::of), below any folder.
     pub(super) fn within(root: &Path, repository: &str) -> Self {
-        let name = format!("models--{}", repository.replace('/', "--"));
+        let kind = if repository.starts_with(DATASETS) {
+            ""
+        } else {
+            "models--"
+        };
+        let name = format!("{kind}{}", repository.replace('/', "--"));
         Self {
             folder: root.join(&name),
             locks: root.join(".locks").join(name),

@@ -14,6 +14,8 @@ mod cache;
 mod client;
 mod commit;
 mod content;
+mod dataset;
+mod dataset_files;
 mod download;
 mod error;
 // Development builds have it too, so that the tests compile the fuzz target that calls it.
@@ -41,6 +43,7 @@ mod xet;
 
 pub use answer_error::HubAnswerError;
 pub use client::HubClient;
+pub use dataset::DatasetPull;
 pub use error::{ConnectionEvent, HubError, HubFault, HubStep};
 pub use headers::headers;
 pub use local_paths::LocalPaths;

@@ -61,6 +61,50 @@ pub enum HubRequestError {
         /// The path that is nearest to the first pattern.
         nearest: Option<String>,
     },
+    /// The front matter of a dataset's page cannot be read.
+    #[error("{place}: README.md: {problem}")]
+    FrontMatter {
+        /// Repository and commit.
+        place: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A dataset without the configuration, or with several where none was named.
+    #[error(
+        "{place}: {}",
+        wanted.as_ref().map_or_else(
+            || "expected the name of a configuration".to_owned(),
+            |wanted| format!("has no configuration `{wanted}`")
+        )
+    )]
+    NoConfig {
+        /// Repository and commit.
+        place: String,
+        /// The configuration, where one was named.
+        wanted: Option<String>,
+        /// The configurations that it lists.
+        configs: Vec<String>,
+    },
+    /// A dataset without the split.
+    #[error("{place}: has no split `{wanted}` of parquet or JSON lines")]
+    NoSplit {
+        /// Repository and commit.
+        place: String,
+        /// The split.
+        wanted: String,
+        /// The splits that it has.
+        splits: Vec<String>,
+    },
+    /// A pattern of files in the front matter of a dataset's page.
+    #[error("{place}: README.md: cannot use the data files `{pattern}`: {problem}")]
+    DataPattern {
+        /// Repository and commit.
+        place: String,
+        /// The pattern.
+        pattern: String,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// The repository holds no weights that bam-convert pulls.
     #[error(
         "{place}: expected weights as safetensors or GGUF, found {}",
@@ -208,6 +252,25 @@ impl HubRequestError {
             }
             Self::NothingSelected { nearest: None, .. } => {
                 "--dry-run without patterns lists what would be pulled"
+            }
+            Self::NoConfig { configs, .. } if configs.is_empty() => {
+                "its README.md lists no configurations; leave the name out"
+            }
+            Self::NoConfig { configs, .. } => {
+                let configs: Vec<&str> = configs.iter().take(20).map(String::as_str).collect();
+                let hint = format!(
+                    "name one as hf://datasets/ORG/NAME:CONFIG: {}",
+                    configs.join(", ")
+                );
+                return Some(hint.into());
+            }
+            Self::NoSplit { splits, .. } if splits.is_empty() => {
+                "download its files, and tokenize them from a folder"
+            }
+            Self::NoSplit { splits, .. } => {
+                let splits = splits.join(", ");
+                let hint = format!("name one as hf://datasets/ORG/NAME:CONFIG/SPLIT: {splits}");
+                return Some(hint.into());
             }
             Self::NoWeights { .. } | Self::SeveralGguf { .. } => LIST,
             Self::ReservedName { path, .. } | Self::PartialName { path, .. } => {

@@ -13,7 +13,7 @@ use super::client::HubClient;
 use super::error::{HubError, HubFault, HubStep};
 use super::http::HubRequest;
 use super::parallel::each;
-use crate::checkpoint::reference::{MAIN, Reference, pinned};
+use crate::checkpoint::reference::{DATASETS, MAIN, Reference, pinned};
 use crate::printable::printable;
 use crate::{Error, Result};
 
@@ -220,10 +220,12 @@ impl Listing {
     }
 }
 
-/// An address of the API about a model repository.
+/// An address of the API about a repository. The name of a dataset's repository begins with its kind.
 pub(super) fn repository_url(client: &HubClient, repository: &str, rest: &[&str]) -> Url {
-    let parts: Vec<&str> = ["api", "models"]
+    let kind = (!repository.starts_with(DATASETS)).then_some("models");
+    let parts: Vec<&str> = ["api"]
         .into_iter()
+        .chain(kind)
         .chain(repository.split('/'))
         .chain(rest.iter().copied())
         .collect();

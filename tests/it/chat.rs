@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::common::{
-    Run, assert_same_folder, bam, binary, copy_folder, edit_json, finish, fixture, read_json,
-    sha256,
+    Run, assert_same_folder, bam, binary, contents, copy_folder, edit_json, finish, fixture,
+    read_json, sha256,
 };
 use crate::tokenize::write;
 use crate::train::{Shared, metrics, of_kind};
@@ -253,7 +253,7 @@ fn lines_that_are_no_conversations_are_refused() {
         "a.txt",
         "a",
         &[],
-        &["expected JSON lines, which hold conversations"],
+        &["expected JSON lines or parquet, which hold conversations"],
     );
     let user = r#"{"prompt": "a"}"#;
     refused("b.jsonl", user, &[], &["key `completion`: line 1"]);
@@ -302,4 +302,37 @@ fn lines_that_are_no_conversations_are_refused() {
         &["--chat-template", hostile.to_str().unwrap()],
         &["f.jsonl: line 1: ", "cannot be rendered"],
     );
+}
+
+/// The tables are written by pyarrow, in `fixtures/make_chat_tables.py`.
+#[test]
+fn tables_hold_the_conversations_of_json_lines() {
+    let work = TempDir::new().unwrap();
+    let tokenizer = tokenizer(&work, "plain");
+    for (name, documents, empty) in [("messages", 6, 3), ("prompts", 2, 0)] {
+        let tokens = |ending: &str| {
+            let out = work.path().join(format!("{name}-{ending}"));
+            let texts = chats().join(format!("{name}.{ending}"));
+            let run = bam!(
+                "tokenize",
+                texts,
+                "--chat",
+                "--tokenizer",
+                tokenizer,
+                "--validation",
+                "0",
+                "--out",
+                out,
+                "--json"
+            );
+            let report = run.ok().json();
+            assert_eq!(report["documents"], documents, "{name}.{ending}");
+            assert_eq!(report["empty"], empty, "{name}.{ending}");
+            contents(&out)
+                .into_iter()
+                .filter(|(name, _)| name.starts_with("train-"))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(tokens("parquet"), tokens("jsonl"), "{name}");
+    }
 }

@@ -23,6 +23,7 @@ mod compatibility;
 mod completions;
 mod configs;
 mod convert;
+mod datasets;
 mod dependencies;
 mod determinism;
 mod diff;

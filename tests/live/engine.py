@@ -49,12 +49,19 @@ def prepare():
     options.work.mkdir(parents=True, exist_ok=True)
     for name, pattern in (("code", "src/train/*.rs"), ("law", "docs/reference/*.md")):
         texts = options.work / "texts" / name
+        parts = [part[:200] for path in sorted(ROOT.glob(pattern)) for part in path.read_text().split("\n\n")]
         if (options.work / name).exists():
             continue
         texts.mkdir(parents=True, exist_ok=True)
-        parts = [part[:200] for path in sorted(ROOT.glob(pattern)) for part in path.read_text().split("\n\n")]
         (texts / "parts.jsonl").write_text("".join(json.dumps({"text": part}) + "\n" for part in parts if part.strip()))
         call("tokenize", texts, "--tokenizer", FIXTURES / "llama/seed", "--out", options.work / name)
+    chats = options.work / "chats"
+    if not chats.exists():
+        # The template of the fixture's own tokenizer, and answers of any length.
+        lines = [json.dumps({"prompt": part[:40], "completion": part[40:160]}) for part in parts if len(part) > 50]
+        (options.work / "chats.jsonl").write_text("\n".join(lines) + "\n")
+        flags = ["--chat", "--tokenizer", FIXTURES / "llama/seed", "--validation", "0.1", "--out", chats]
+        call("tokenize", options.work / "chats.jsonl", *flags)
     for seed in ("llama", "cohere"):
         experts = [f"--expert={name}={FIXTURES / seed / name}" for name in ("code", "law")]
         for name, flags in MIXTURES.items():
@@ -86,6 +93,8 @@ CASES = [
     ("llama-bam-sigmoid", "llama-bam-sigmoid", [], (1, 2)),
     ("cohere-bam-shared", "cohere-bam-shared", ["--documents=separate"], (1, 2)),
     ("uneven rows, documents, clip", "llama-bam", ["--documents=separate", "--accumulate=2", "--batch=3", "--clip=0.5"], (2,)),
+    ("conversations", "llama-bam", ["--data=chats=CHATS", "--accumulate=2", "--batch=3"], (1, 2)),
+    ("conversations joined", FIXTURES / "llama/seed", ["--data=chats=CHATS", "--documents=joined"], (2,)),
     ("balanced by bias", "llama-bam-choice", ["--bias-balancing=0.01", "--aux-loss-coef=0"], (1, 2)),
     ("parts of the model", "llama-bam", ["--train=routers,ffn-experts"], (2,)),
     ("one expert", "llama-bam-shared", ["--train=expert:code", "--router-learning-rate=0.01"], (2,)),
@@ -108,6 +117,7 @@ CASES += [(f"mixture {path.name}", path, SHORT, (2,)) for path in OTHERS]
 def command(checkpoint, out, flags, engine, ranks):
     defaults = {"steps": STEPS, "batch": 4, "seq": 64, "learning-rate": 1e-3, "warmup": 5}
     given = {flag.split("=")[0].removeprefix("--") for flag in flags}
+    flags = [flag.replace("CHATS", str(options.work / "chats")) for flag in flags]
     found = [options.binary, "train", path_of(checkpoint), "--out", out, f"--engine={engine}", *flags]
     found += [f"--{name}={value}" for name, value in defaults.items() if name not in given]
     found += [f"--data=code={options.work / 'code'}", f"--data=law={options.work / 'law'}:2", "--keep=9"]

@@ -50,6 +50,7 @@ pub(super) fn extend(environment: &mut Environment) {
     environment.add_filter("dictsort", sort_pairs);
 
     environment.add_test("sequence", is_sequence);
+    environment.add_test("iterable", is_iterable);
     environment.add_test("callable", |value: &Value| value.kind() == ValueKind::Plain);
 
     environment.add_function("raise_exception", raise_exception);
@@ -284,6 +285,12 @@ fn sort_pairs(
         .into_iter()
         .filter_map(|(name, value)| Some((name, value?)));
     minijinja::filters::dictsort(value, given.collect())
+}
+
+/// Python iterates over neither `None` nor numbers.
+fn is_iterable(value: &Value) -> bool {
+    let others = [ValueKind::None, ValueKind::Bool, ValueKind::Number];
+    !others.contains(&value.kind()) && value.try_iter().is_ok()
 }
 
 fn is_sequence(value: &Value) -> bool {

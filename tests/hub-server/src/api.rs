@@ -16,6 +16,10 @@ use crate::server::{Hub, lock};
 use crate::{Role, branches, commit, lfs, listing, resolve, xet};
 
 pub(crate) fn router(hub: Arc<Hub>) -> Router {
+    // A dataset is a repository of its name, and is only read.
+    let dataset = Router::new()
+        .route("/revision/{revision}", get(listing::revision))
+        .route("/tree/{revision}", get(listing::tree));
     let model = Router::new()
         .route("/revision/{revision}", get(listing::revision))
         .route("/tree/{revision}", get(listing::tree))
@@ -49,8 +53,13 @@ pub(crate) fn router(hub: Arc<Hub>) -> Router {
             "/api/resolve-cache/models/{namespace}/{name}/{revision}/{*path}",
             get(resolve::resolve),
         )
+        .nest("/api/datasets/{namespace}/{name}", dataset)
         .route(
             "/{namespace}/{name}/resolve/{revision}/{*path}",
+            get(resolve::resolve),
+        )
+        .route(
+            "/datasets/{namespace}/{name}/resolve/{revision}/{*path}",
             get(resolve::resolve),
         )
         .route(
