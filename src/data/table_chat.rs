@@ -1,7 +1,7 @@
 //! The conversations of a parquet table, one row at a time, as the objects that JSON lines would hold.
 //!
 //! A column of messages is a list of structures of strings, as the `datasets` library writes it. Its leaves are read side
-//! by side. Bounds are those of `table.rs`; in addition, a row has at most the bytes of one document.
+//! by side. `table.rs` bounds what is read; in addition, a row has at most the bytes of one document.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

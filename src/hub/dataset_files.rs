@@ -1,6 +1,6 @@
 //! Which files of a dataset's repository are the rows of a configuration and a split.
 //!
-//! The front matter of `README.md` lists configurations and their files. Without such a list, names of files and folders
+//! The front matter of `README.md` lists configurations and their files. Without this list, names of files and folders
 //! tell the splits, by the words that the `datasets` library knows.
 
 use std::collections::BTreeSet;
@@ -31,7 +31,7 @@ const WORDS: [(&str, &str); 10] = [
     ("eval", "test"),
     ("evaluation", "test"),
 ];
-/// Endings of files that hold rows, before those of packing.
+/// Endings of files that hold rows, before the endings of packing.
 const ENDINGS: [&str; 5] = ["parquet", "jsonl", "ndjson", "jsonlines", "json"];
 const PACKINGS: [&str; 2] = ["gz", "zst"];
 
