@@ -146,7 +146,7 @@ fn vllm(architecture: &Architecture, _: bool) -> Option<String> {
         InVllm::Plugin => ", after `pip install bam-vllm`",
         InVllm::Alone => "",
     };
-    Some(format!(". --trust-remote-code --enforce-eager`{plugin}."))
+    Some(format!(". --trust-remote-code`{plugin}."))
 }
 
 /// Commands of llama.cpp, which needs a tokenizer.

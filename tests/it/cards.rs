@@ -116,7 +116,7 @@ fn every_checkpoint_has_a_card_whose_commands_run() {
         );
         let is_bam = bench.path(folder).join("modeling_bam.py").exists();
         assert_eq!(card.contains("trust_remote_code=True"), is_bam, "{card}");
-        let vllm = "With vLLM: `vllm serve . --trust-remote-code --enforce-eager`, after `pip install bam-vllm`.";
+        let vllm = "With vLLM: `vllm serve . --trust-remote-code`, after `pip install bam-vllm`.";
         assert_eq!(card.matches(vllm).count(), usize::from(is_bam), "{card}");
 
         let commands = commands(&card);
@@ -152,7 +152,7 @@ fn every_checkpoint_has_a_card_whose_commands_run() {
 #[test]
 fn a_card_names_vllm_as_far_as_it_serves_the_model() {
     let bench = Bench::new();
-    let line = "`vllm serve . --trust-remote-code --enforce-eager`";
+    let line = "`vllm serve . --trust-remote-code`";
     let card = bench.upcycle("--method btx");
     assert!(card.contains(&format!("{line}.\n")), "{card}");
     // Angles that depend on the longest text of a batch.

@@ -7,8 +7,10 @@ Read by transformers 4.57 and 5.x; the two spell a few keys differently, so both
 import copy
 import math
 
-import transformers
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, __version__
+
+# A value: engines send this class to other processes, where the module `transformers` may lack its version.
+TRANSFORMERS_4 = __version__.startswith("4.")
 
 CHOICES = {
     "block": ("sequential", "parallel", "parallel_two_norms"),
@@ -287,7 +289,7 @@ class BamConfig(PretrainedConfig):
         self.rope_theta = rope["rope_theta"]
         if "partial_rotary_factor" in rope:  # where 4.57 looks for it
             self.partial_rotary_factor = rope["partial_rotary_factor"]
-        if transformers.__version__.startswith("4."):  # 5.x has a property of that name
+        if TRANSFORMERS_4:  # 5.x has a property of that name
             self.rope_scaling = None if rope["rope_type"] == "default" else rope
 
     def of_kind(self, kind):
