@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Mixtures of the binary in vLLM: the same greedy tokens and log-probabilities as the binary has.
 
-    python tests/live/vllm_serving.py --binary target/release/bam-convert [--seed DIR] [--only REGEX] [--mode eager|compiled]
+    python tests/live/vllm_serving.py --binary target/release/bam-convert [--seed DIR] [--only REGEX] [--mode eager|compiled] [--work DIR]
 
 needs vLLM 0.32 (its CPU build is enough) and the plugin of packaging/bam-vllm. Trains tiny mixtures with the binary: BTX, BAM
 with keys and values per expert, BAM with shared ones, and one for each feature that an engine may get wrong. --seed adds mixtures
@@ -93,6 +93,8 @@ class Maker:
     def __init__(self, binary, work):
         self.binary, self.work = binary, work
         self.tokens = work / "tokens"
+        if self.tokens.exists():
+            return
         run(binary, "tokenize", "--tokenizer", TOKENIZER, "--validation", 0, "--out", self.tokens, ROOT / "docs/guides")
 
     def trained(self, checkpoint, out, steps, rng_seed):
@@ -116,11 +118,13 @@ class Maker:
         return folder
 
     def mixture(self, name):
+        if (out := self.work / name.replace(" ", "-")).exists():
+            return out
         family, options = MIXTURES[name]
         folder, start = self.family(family), self.work / f"{name}-start".replace(" ", "-")
         experts = [part for e in ("code", "law") for part in ("--expert", f"{e}={folder / e}")]
         run(self.binary, "upcycle", *options, "--router", "normal:0.5", "--seed", folder / "seed", *experts, "--out", start)
-        return self.trained(start, self.work / name.replace(" ", "-"), 8, 7)
+        return self.trained(start, out, 8, 7)
 
     def real(self, seed, name):
         """A mixture of a real model and two altered copies."""
@@ -131,6 +135,8 @@ class Maker:
                 run(self.binary, "merge", "--model", f"{seed}:0.95", "--model", f"{noise}:0.05", "--out", self.work / f"real-{expert}")
         experts = [part for e in ("code", "law") for part in ("--expert", f"{e}={self.work / f'real-{e}'}")]
         out = self.work / name.replace(" ", "-")
+        if out.exists():
+            return out
         run(self.binary, "upcycle", *REAL[name], "--router", "normal:0.3", "--seed", seed, *experts, "--out", out)
         return out
 
@@ -143,7 +149,7 @@ def swapped(folder):
     from safetensors.torch import load_file, save_file
 
     out = folder.with_name(f"{folder.name}-swapped")
-    shutil.copytree(folder, out)
+    shutil.copytree(folder, out, dirs_exist_ok=True)
     merged = json.loads((out / "config.json").read_text())["attention_kv"] == "merged"
     kind = ".mlp.router." if merged else ".self_attn.router."
     for shard in out.glob("*.safetensors"):
@@ -254,8 +260,10 @@ def main() -> int:
     parser.add_argument("--seed", type=lambda path: Path(path).resolve(), help="a real model, for example SmolLM2")
     parser.add_argument("--only", default="", help="mixtures whose name matches this")
     parser.add_argument("--mode", choices=["eager", "compiled"], help="only this one")
+    parser.add_argument("--work", type=lambda path: Path(path).resolve(), help="folder for models, which stay there")
     arguments = parser.parse_args()
-    work, faults, compared = Path(tempfile.mkdtemp(prefix="vllm-")), [], 0
+    work, faults, compared = arguments.work or Path(tempfile.mkdtemp(prefix="vllm-")), [], 0
+    work.mkdir(exist_ok=True)
     maker = Maker(arguments.binary, work)
 
     def prompts_of(folder):
@@ -323,7 +331,8 @@ def main() -> int:
             folder = maker.real(arguments.seed, name)
             for mode in modes:
                 check(name, folder, mode, name != "real btx")
-    shutil.rmtree(work)
+    if arguments.work is None:
+        shutil.rmtree(work)
     for fault in faults:
         print(f"\nFAULT {fault}")
     print(f"\n{compared} comparisons, {len(faults)} faults")
