@@ -2,7 +2,8 @@
 
 use serde_json::{Map, Value};
 
-use super::config::{Config, FULL_THETA, Found};
+use super::config::{Config, FULL_THETA, Found, version};
+use super::config_error::ConfigError;
 use super::format::Family;
 use super::keys::{Field, Key};
 use super::rope_place::WINDOW_THETA;
@@ -124,11 +125,28 @@ impl Config {
         let Found::Value(name, value) = self.find(key.names.iter().map(String::as_str))? else {
             return Ok(None);
         };
-        Ok(key.read_as(value).map(|taken| Assumption {
+        let Some(taken) = key.read_as(value) else {
+            return Ok(None);
+        };
+        if let Some(since) = &key.literal_since {
+            let writer = self.writer();
+            let takes_it_literally = |found| version(since) <= Some(found) && found < (5, 0);
+            if writer.is_none_or(takes_it_literally) {
+                return Err(ConfigError::TwoReadings {
+                    path: self.path.clone(),
+                    key: name.to_owned(),
+                    found: kind(value).into(),
+                    taken: kind(taken).into(),
+                    since: since.as_str().into(),
+                }
+                .into());
+            }
+        }
+        Ok(Some(Assumption {
             key: Some(name.to_owned()),
             value: taken.clone(),
             note: format!(
-                "{}: `{name}` is {} and is taken for {}, as in transformers 5; transformers 4.57 does not",
+                "{}: `{name}` is {} and is taken for {}, as in the version of transformers that wrote the file; 4.57 does not",
                 self.path.display(),
                 kind(value),
                 kind(taken)

@@ -218,15 +218,18 @@ impl Config {
 
     /// The major version of transformers that wrote the file, if it says so. Only version 5 has `rope_parameters`.
     pub(crate) fn transformers(&self) -> Option<u32> {
-        let Some(version) = self
-            .json
-            .get("transformers_version")
-            .and_then(Value::as_str)
-        else {
+        self.writer().map(|(major, _)| major)
+    }
+
+    /// That version with its second number.
+    pub(super) fn writer(&self) -> Option<(u32, u32)> {
+        let said = self.json.get("transformers_version");
+        let Some(said) = said.and_then(Value::as_str) else {
             let new = self.json.get("rope_parameters").and_then(Value::as_object);
-            return new.is_some_and(|values| !values.is_empty()).then_some(5);
+            let is_new = new.is_some_and(|values| !values.is_empty());
+            return is_new.then_some((5, 0));
         };
-        version.split('.').next()?.parse().ok()
+        version(said)
     }
 
     /// Refuses null for a key that has a default: the configuration class expects a value then.
@@ -377,4 +380,12 @@ impl Config {
     pub(crate) fn missing(&self, name: &str, expected: &str) -> Error {
         InputError::missing_key(&self.path, name, expected.to_owned())
     }
+}
+
+/// The first two numbers of a version.
+pub(super) fn version(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text.split('.');
+    let major = numbers.next()?.parse().ok()?;
+    let minor = numbers.next().and_then(|minor| minor.parse().ok());
+    Some((major, minor.unwrap_or(0)))
 }

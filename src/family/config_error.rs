@@ -267,6 +267,21 @@ pub enum ConfigError {
         key: &'static str,
     },
 
+    /// A text that two versions of transformers read differently, where it is not known that the file means what is computed here.
+    #[error("{}: key `{key}`: is {found}, which versions of transformers read differently", path.display())]
+    TwoReadings {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// The text.
+        found: Box<str>,
+        /// What transformers 5 reads, and versions before the next.
+        taken: Box<str>,
+        /// The first version that takes the text literally, up to version 5.
+        since: Box<str>,
+    },
+
     // ---- experts
     /// A dense model where a mixture is needed.
     #[error("{}: describes a dense model, expected a mixture", path.display())]
@@ -408,6 +423,16 @@ impl ConfigError {
                         .into(),
                 );
             }
+            Self::TwoReadings {
+                key, taken, since, ..
+            } => {
+                return Some(
+                    format!(
+                        "say `{key}`: {taken}, as transformers 5 and those before {since} read it; a model that others have trained computes otherwise"
+                    )
+                    .into(),
+                );
+            }
             Self::Mixture { .. } => {
                 "leave out --method, --kv, --preset, --top-k, --attention-top-k and all about experts, or give a dense config"
             }
@@ -443,6 +468,7 @@ impl ConfigError {
             Self::UnreadTheta { path, key } | Self::UnreadScaling { path, key } => (path, *key),
             Self::OuterOriginal { path, .. } => (path, ORIGINAL),
             Self::TwoLongropes { path, key } => (path, *key),
+            Self::TwoReadings { path, key, .. } => (path, key.as_str()),
             Self::ExpertAdapters { path } => (path, "expert_adapters"),
             Self::TwoWidths { path, .. } => (path, "moe_intermediate_size"),
             Self::Dense { path } | Self::Mixture { path } | Self::NoDenseFamily { path, .. } => {

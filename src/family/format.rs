@@ -352,6 +352,12 @@ impl Family {
             .map_or("rope_theta", String::as_str)
     }
 
+    /// The value of a number that no key of the family says otherwise.
+    pub(super) fn fixed(&self, field: Field) -> Option<&Value> {
+        let key = &self.keys[field];
+        key.default.as_ref().filter(|_| key.names.is_empty())
+    }
+
     /// Whether no reader of the family uses a tensor of that name.
     pub(crate) fn ignores(&self, name: &str) -> bool {
         self.ignored_tensors
@@ -370,19 +376,13 @@ impl Family {
             names.check(path)?;
         }
         if let Some(names) = &self.fused {
-            names.check(path)?;
+            names.check(path, "fused")?;
         }
         if let Some(names) = &self.gguf {
             names.check(path)?;
         }
         if self.keys.has(Field::ParallelBlock) && self.layouts.block == Block::Sequential {
             return Err(FormatError::SequentialBlock {
-                path: path.to_path_buf(),
-            }
-            .into());
-        }
-        if self.gguf.is_some() && self.layouts.norm_offset {
-            return Err(FormatError::GgufNormOffset {
                 path: path.to_path_buf(),
             }
             .into());

@@ -86,12 +86,6 @@ pub enum FormatError {
         /// The file.
         path: PathBuf,
     },
-    /// A section of GGUF names beside norms that multiply by one plus their weight.
-    #[error("{}: key `gguf`: weights of norms in GGUF files have the one added already, which `norm_offset: true` would add again", path.display())]
-    GgufNormOffset {
-        /// The file.
-        path: PathBuf,
-    },
     /// A key that makes a parallel block sequential, in a family whose block is sequential.
     #[error("{}: key `keys.parallel_block`: expected a parallel `block`, which the key makes sequential where it is false; found `sequential`", path.display())]
     SequentialBlock {
@@ -182,7 +176,6 @@ impl FormatError {
             | Self::Pattern { path, key, .. } => (path, key.as_str()),
             Self::NoExpertNames { path } => (path, "expert_tensors"),
             Self::NoGgufArchitecture { path } => (path, "gguf.architecture"),
-            Self::GgufNormOffset { path } => (path, "gguf"),
             Self::SequentialBlock { path } => (path, "keys.parallel_block"),
             Self::UnknownParent { path, .. }
             | Self::Circle { path, .. }

@@ -76,7 +76,16 @@ impl Architecture {
         let Some(names) = &family.fused else {
             return Ok(Vec::new());
         };
-        Ok(gathered(specs, |spec| self.in_projections(names, spec)))
+        Ok(self.fused_under(names, specs))
+    }
+
+    /// The tensors of these names that hold several of the projections `specs`, each with its bias.
+    pub(super) fn fused_under(
+        &self,
+        names: &FusedProjections,
+        specs: &[TensorSpec],
+    ) -> Vec<FusedTensor> {
+        gathered(specs, |spec| self.in_projections(names, spec))
     }
 
     fn in_projections<'a>(
@@ -86,12 +95,10 @@ impl Architecture {
     ) -> Option<Holder<'a>> {
         let experts = self.mixture.as_ref().map(|mixture| mixture.num_experts);
         let (pattern, entries) = match (spec.role, spec.expert, spec.bias) {
-            (Role::Q | Role::K | Role::V, None, _) => (&names.qkv, None),
-            (Role::Gate | Role::Up, None, _) => (&names.gate_up, None),
-            (Role::SharedGate | Role::SharedUp, None, _) => (&names.shared_gate_up, None),
-            (Role::Gate | Role::Up, Some(_), false) => (&names.expert_gate_up, experts),
-            (Role::Down, Some(_), false) => (&names.expert_down, experts),
-            (Role::FfnRouter, None, true) => (&names.ffn_router_bias, Some(1)),
+            (Role::Gate | Role::Up, Some(_), false) => (names.expert_gate_up.as_deref(), experts),
+            (Role::Down, Some(_), false) => (names.expert_down.as_deref(), experts),
+            (Role::FfnRouter, None, true) => (names.ffn_router_bias.as_deref(), Some(1)),
+            (role, None, _) => (names.holder(role), None),
             _ => return None,
         };
         let blocks = match names.qkv_order {
@@ -99,7 +106,7 @@ impl Architecture {
             QkvOrder::PerGroup | QkvOrder::Stacked => 1,
         };
         Some(Holder {
-            pattern: pattern.as_ref()?,
+            pattern: pattern?,
             bias: spec.bias && spec.role != Role::FfnRouter,
             entries,
             blocks,

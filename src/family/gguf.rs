@@ -2,14 +2,15 @@
 //!
 //! What llama.cpp calls the parts of a family is a section of the family's format file; a family without one is not read.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
 
 use super::architecture::Architecture;
+use super::config_error::ORIGINAL;
 use super::gguf_error::{GgufModelError, TOKENS};
 use super::gguf_metadata::Metadata;
-use super::gguf_names::{file_name, permuted_heads};
+use super::gguf_names::{file_name, has_one_added, permuted_heads};
 use super::gguf_rope;
 use super::keys::Field;
 use super::role::Role;
@@ -31,6 +32,12 @@ pub struct GgufTensor {
     pub unpermute_heads: Option<u64>,
     /// Its number in a tensor that holds all experts of a layer.
     pub expert: Option<u64>,
+    /// Its first row in a tensor that holds several projections of a layer; it has all rows of any other.
+    pub first_row: Option<u64>,
+    /// Whether the file has one plus its values.
+    pub plus_one: bool,
+    /// Whether the file has its one row as a vector.
+    pub flat: bool,
 }
 
 /// The row of a permuted GGUF tensor that is `row` of the Hugging Face tensor. The tensor has `rows` rows, and each of
@@ -61,11 +68,14 @@ fn matched(metadata: &Metadata, architecture: &Architecture) -> Result<Vec<GgufT
         metadata,
         architecture,
         left: metadata.gguf.tensors.keys().map(String::as_str).collect(),
+        held: BTreeMap::new(),
         tensors: Vec::new(),
     };
     // As many experts as the file has bytes for, before any of them is listed.
     found.check_experts()?;
-    for spec in in_file_order(architecture.unchecked_tensors()?) {
+    let specs = architecture.unchecked_tensors()?;
+    found.take_apart(&specs)?;
+    for spec in in_file_order(specs) {
         found.take(spec)?;
     }
 
@@ -112,7 +122,7 @@ fn in_file_order(mut specs: Vec<TensorSpec>) -> Vec<TensorSpec> {
 
 /// Whether `name` holds the frequency factors of the rotary embedding, which belong into the configuration.
 fn is_rope_factors(name: &str, layers: u64) -> bool {
-    name == gguf_rope::FACTORS
+    [gguf_rope::FACTORS, gguf_rope::SHORT, gguf_rope::LONG].contains(&name)
         || name
             .strip_prefix("blk.")
             .and_then(|rest| rest.strip_suffix(".rope_freqs.weight"))
@@ -124,27 +134,60 @@ struct Found<'a> {
     metadata: &'a Metadata<'a>,
     architecture: &'a Architecture,
     left: BTreeSet<&'a str>,
+    /// Where projections are that another tensor holds, by their Hugging Face names: its name, and their first row in it.
+    held: BTreeMap<String, (String, u64)>,
     tensors: Vec<GgufTensor>,
 }
 
 impl Found<'_> {
+    /// Finds the tensors of the file that hold several projections.
+    fn take_apart(&mut self, specs: &[TensorSpec]) -> Result<()> {
+        let (gguf, names) = (self.metadata.gguf, self.metadata.names()?);
+        for whole in self.architecture.fused_under(&names.fused, specs) {
+            // A file may also have the projections of attention as tensors of their own.
+            if !gguf.tensors.contains_key(&whole.name) {
+                continue;
+            }
+            self.check_shape(&whole.name, &whole.shape)?;
+            self.left.remove(whole.name.as_str());
+            let mut first = 0;
+            for (part, shape) in whole.parts {
+                self.held.insert(part, (whole.name.clone(), first));
+                first += shape.first().copied().unwrap_or_default();
+            }
+        }
+        Ok(())
+    }
+
     fn take(&mut self, spec: TensorSpec) -> Result<()> {
         let gguf = self.metadata.gguf;
         let names = self.metadata.names()?;
-        let source = file_name(names, &spec)?;
+        let (source, first_row) = match self.held.remove(&spec.name) {
+            Some((whole, first)) => (whole, Some(first)),
+            None => (file_name(names, &spec)?, None),
+        };
         if spec.bias && !gguf.tensors.contains_key(&source) {
             return Err(self.missing_bias(&spec, &source)?);
         }
-        if spec.expert.is_none() {
+        let flat = spec.shape.len() == 2
+            && spec.shape[0] == 1
+            && gguf
+                .tensors
+                .get(&source)
+                .is_some_and(|entry| entry.shape == spec.shape[1..]);
+        if spec.expert.is_none() && first_row.is_none() && !flat {
             self.check_shape(&source, &spec.shape)?;
         }
         self.left.remove(source.as_str());
         self.tensors.push(GgufTensor {
             unpermute_heads: permuted_heads(names, self.architecture, spec.role),
+            plus_one: has_one_added(self.architecture, &spec),
             name: spec.name,
             source,
             shape: spec.shape,
             expert: spec.expert,
+            first_row,
+            flat,
         });
         Ok(())
     }
@@ -244,9 +287,12 @@ pub fn config(gguf: &Gguf) -> Result<Map<String, Value>> {
     config.keys(&[
         Field::NumExperts,
         Field::NumExpertsPerTok,
+        Field::NormTopkProb,
+        Field::SharedExpertIntermediateSize,
         Field::SlidingWindow,
         Field::HiddenSize,
         Field::IntermediateSize,
+        Field::MoeIntermediateSize,
         Field::NumLayers,
         Field::NumHeads,
         Field::NumKvHeads,
@@ -260,10 +306,21 @@ pub fn config(gguf: &Gguf) -> Result<Map<String, Value>> {
         Field::ResidualMultiplier,
         Field::AttentionMultiplier,
         Field::LogitsDivisor,
+        Field::QueryPreAttnScalar,
+        Field::AttnLogitSoftcapping,
+        Field::FinalLogitSoftcapping,
+        Field::RopeLocalTheta,
         Field::ParallelBlock,
     ]);
-    config.put("rope_theta", json!(architecture.rope_theta));
-    config.put("rope_scaling", json!(architecture.rope_scaling));
+    config.put(family.theta_name(), json!(architecture.rope_theta));
+    // Some classes of transformers 4 take another spelling, or none.
+    let is_refused = family
+        .refused
+        .iter()
+        .any(|refused| refused.key == "rope_scaling");
+    if architecture.rope_scaling.is_none() || !is_refused && !family.says(ORIGINAL) {
+        config.put("rope_scaling", json!(architecture.rope_scaling));
+    }
     config.rope();
     config.keys(&[Field::VocabSize, Field::TieWordEmbeddings]);
     config.biases();

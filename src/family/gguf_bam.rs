@@ -7,9 +7,10 @@ use std::path::Path;
 use super::activation::Activation;
 use super::architecture::Architecture;
 use super::gguf_error::GgufModelError;
-use super::gguf_scaling::GgufScaling;
+use super::gguf_scaling::{FrequencyFactors, GgufScaling};
 use super::layout::{Block, MlpType, NormPosition, NormType, QkNorm};
 use super::mixture::{Mixture, RouterBias};
+use super::names::GgufRope;
 use super::wide_attention::{WideAttention, gates_that_differ};
 use crate::Result;
 use crate::checkpoint::GgufMetadata;
@@ -135,7 +136,7 @@ impl Reasons {
             window(a).is_some() && a.rope_scaling.is_some(),
             "its layers with a window do not scale rotary positions",
         );
-        self.0.extend(GgufScaling::of(a).err());
+        self.0.extend(GgufScaling::of(a, &GgufRope::USUAL).err());
     }
 
     /// Gates and experts.
@@ -167,14 +168,14 @@ fn window(a: &Architecture) -> Option<u64> {
     a.sliding_window.filter(|window| *window < context)
 }
 
-/// Adds what the model in the folder `path` is to `metadata`; returns the values of the tensor of frequency factors, where its
-/// rotary embedding has them.
+/// Adds what the model in the folder `path` is to `metadata`; returns the tensors of frequency factors, where its rotary embedding
+/// has some.
 pub fn describe(
     metadata: &mut GgufMetadata,
     path: &Path,
     a: &Architecture,
     name: &str,
-) -> Result<Option<Vec<f32>>> {
+) -> Result<Vec<FrequencyFactors>> {
     let key = |name: &str| format!("{ARCHITECTURE}.{name}");
     let spare = has_spare_layer(a);
     metadata.text("general.architecture", ARCHITECTURE);
@@ -222,7 +223,13 @@ pub fn describe(
         metadata.flag(&key("expert_weights_norm"), mixture.norm_topk_prob);
         metadata.float(&key("expert_weights_scale"), 1.0);
     }
-    GgufScaling::add(metadata, path, ARCHITECTURE, a)
+    let scaling = GgufScaling::of(a, &GgufRope::USUAL).or_else(|reason| {
+        GgufModelError::of_reasons(path, ARCHITECTURE, a, vec![reason]).map(|()| None)
+    })?;
+    match scaling {
+        Some(scaling) => scaling.add(metadata, ARCHITECTURE),
+        None => Ok(Vec::new()),
+    }
 }
 
 /// The numbers of heads: one for all layers, or one for each where they differ. The layer of zeros has one head.

@@ -3,19 +3,22 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use serde_json::Value;
+
 use super::architecture::Architecture;
 use super::format::{Family, Presence};
 use super::gguf_architecture;
 use super::gguf_error::GgufModelError;
-use super::gguf_names::default_activation;
+use super::gguf_names::{default_activation, usual_cap};
 use super::gguf_rope;
 use super::keys::Field;
 use super::layout::{AttentionKv, Block, QkNorm};
 use super::mixture::Mixture;
 use super::multipliers::Multipliers;
-use super::names::{GgufNames, ROTATED, VALUE_LENGTH, bias_of};
+use super::names::{GgufNames, PARALLEL, bias_of};
 use super::role::{BiasRule, Role};
-use crate::checkpoint::{Dtype, Encoding, Gguf, GgufValue};
+use super::rope_kinds::LayerRope;
+use crate::checkpoint::{Dtype, Encoding, Gguf};
 use crate::error::{Error, InputError, Result};
 
 /// A file, and the family whose names it uses.
@@ -48,7 +51,7 @@ impl<'a> Metadata<'a> {
     }
 
     /// An error for a value that a key of the metadata may not have.
-    fn unexpected(
+    pub(super) fn unexpected(
         &self,
         key: &str,
         expected: impl Into<Cow<'static, str>>,
@@ -62,8 +65,12 @@ impl<'a> Metadata<'a> {
         let names = self.names()?;
         let architecture = &names.architecture;
         let mut multipliers = Field::MULTIPLIERS.into_iter();
-        let is_unread =
-            |field: &Field| self.family.keys.has(*field) && !names.keys.contains_key(field);
+        let is_unread = |field: &Field| {
+            let is_read = names.keys.contains_key(field)
+                || self.family.fixed(*field).is_some()
+                || *field == Field::QueryPreAttnScalar && names.hidden_scale_layers.is_some();
+            self.family.keys.has(*field) && !is_read
+        };
         if let Some(field) = multipliers.find(is_unread) {
             return Err(GgufModelError::NoKey {
                 architecture: architecture.clone(),
@@ -75,11 +82,15 @@ impl<'a> Metadata<'a> {
             ("attention.sliding_window", 0.0),
             ("attention.clamp_kqv", 0.0),
             ("attention.scale", 0.0),
+            ("attention.temperature_scale", 0.0),
+            ("attn_logit_softcapping", 0.0),
+            ("final_logit_softcapping", 0.0),
             ("logit_scale", 1.0),
             ("residual_scale", 1.0),
             ("embedding_scale", 1.0),
         ] {
-            if names.keys.values().any(|listed| listed == key) {
+            let mut read = names.keys.values().chain(&names.unused_window);
+            if read.any(|listed| listed == key) {
                 continue;
             }
             let key = names.own_key(key);
@@ -92,13 +103,15 @@ impl<'a> Metadata<'a> {
                 return Err(self.unexpected(&key, expected, value));
             }
         }
+        let sections = names.own_key("rope.dimension_sections");
+        if let Some(found) = self.gguf.metadata.get(&sections) {
+            let expected = format!("it absent, as in the {architecture} architecture");
+            return Err(self.unexpected(&sections, expected, found.describe()));
+        }
         let is_parallel = self.family.layouts.block != Block::Sequential;
         // Where the tensors say it, llama.cpp does not read the key, and files have it wrong.
         let by_tensors = self.family.keys.has(Field::ParallelBlock);
-        for (key, neutral) in [
-            ("attention.causal", true),
-            ("use_parallel_residual", is_parallel),
-        ] {
+        for (key, neutral) in [("attention.causal", true), (PARALLEL, is_parallel)] {
             if by_tensors && !key.starts_with("attention") {
                 continue;
             }
@@ -148,16 +161,26 @@ impl<'a> Metadata<'a> {
             Presence::Always | Presence::Key { .. } => QkNorm::None,
         };
         let biased = |rule| self.is_biased(rule, num_layers);
-        let sliding_window = if names.keys.contains_key(&Field::SlidingWindow) {
-            Some(self.size(Field::SlidingWindow)?)
-        } else {
-            None
+        let sliding_window = match &names.unused_window {
+            _ if names.keys.contains_key(&Field::SlidingWindow) => {
+                Some(self.size(Field::SlidingWindow)?)
+            }
+            Some(key) => {
+                let window = gguf.unsigned(&names.own_key(key))?;
+                window.filter(|window| *window > 0)
+            }
+            None => None,
+        };
+        let query_scale_beta = self.factor(Field::QueryScaleBeta)?;
+        let query_scale_context = match query_scale_beta {
+            Some(_) => Some(self.size(Field::QueryScaleContext)?),
+            None => None,
         };
         let window_layers = names.window_layers(sliding_window, num_layers);
         let head = names.tensors.get(Role::Head).unwrap_or_default();
         let dense = Architecture {
             family: family.name.clone(),
-            block: self.block(names),
+            block: self.block(names)?,
             norm_type: layouts.norm_type,
             norm_position: layouts.norm_position,
             mlp_type: layouts.mlp_type,
@@ -186,16 +209,23 @@ impl<'a> Metadata<'a> {
             sliding_window,
             rope_layers: names.rope_layers(family.rotation, &window_layers, num_layers),
             window_layers,
-            window_rope: None,
+            window_rope: self.window_rope()?,
             partial_rotary_factor: (rotated != head_dim)
                 .then_some(rotated as f64 / head_dim as f64),
             clip_qkv: None,
             multipliers: Multipliers {
-                embedding_multiplier: self.factor(Field::EmbeddingMultiplier)?,
+                embedding_multiplier: self.factor(Field::EmbeddingMultiplier)?.or(
+                    Multipliers::fixed(family, Field::EmbeddingMultiplier, hidden_size),
+                ),
                 residual_multiplier: self.factor(Field::ResidualMultiplier)?,
-                attention_multiplier: self.factor(Field::AttentionMultiplier)?,
+                attention_multiplier: self
+                    .factor(Field::AttentionMultiplier)?
+                    .or(names.hidden_scale([num_layers, hidden_size, num_heads, head_dim])),
+                attn_logit_softcapping: self.soft_cap(Field::AttnLogitSoftcapping)?,
+                final_logit_softcapping: self.soft_cap(Field::FinalLogitSoftcapping)?,
                 logits_divisor: self.factor(Field::LogitsDivisor)?,
-                ..Multipliers::default()
+                query_scale_beta,
+                query_scale_context,
             },
             max_position_embeddings: Some(context),
             initializer_range: 0.02,
@@ -204,26 +234,56 @@ impl<'a> Metadata<'a> {
             multimodal: None,
             format: Some(Arc::clone(family)),
         };
-        let mixture = experts.map(|(count, used)| Mixture {
+        let mixture = match experts {
+            Some((count, used)) => Some(self.mixture(&dense, count, used)?),
+            None => None,
+        };
+        Ok(Architecture { mixture, ..dense })
+    }
+
+    /// The experts of a mixture, of which each token goes to `used`; all else is in the model `dense`.
+    fn mixture(&self, dense: &Architecture, count: u64, used: u64) -> Result<Mixture> {
+        let names = self.names()?;
+        let width = |field| -> Result<Option<u64>> {
+            let is_said = names.keys.contains_key(&field);
+            is_said.then(|| self.size(field)).transpose()
+        };
+        let usual = Mixture::new(dense, count);
+        let shared = width(Field::SharedExpertIntermediateSize)?;
+        let has_gate = names.tensors.get(Role::SharedExpertGate).is_some();
+        Ok(Mixture {
             num_experts_per_tok: used,
             num_attention_experts: 1,
             num_attention_experts_per_tok: 1,
             attention_kv: AttentionKv::Merged,
-            ..Mixture::new(&dense, count)
-        });
-        Ok(Architecture { mixture, ..dense })
+            norm_topk_prob: names.norm_topk_prob.unwrap_or(usual.norm_topk_prob),
+            moe_intermediate_size: width(Field::MoeIntermediateSize)?
+                .unwrap_or(usual.moe_intermediate_size),
+            shared_expert_intermediate_size: shared,
+            shared_expert_gate: shared.is_some() && has_gate,
+            ..usual
+        })
     }
 
-    /// How attention and feed-forward network are joined: in a family that has both ways, a layer without a norm between them is
-    /// parallel.
-    fn block(&self, names: &GgufNames) -> Block {
+    /// How attention and feed-forward network are joined. In a family that has both ways, a layer without a norm between them is
+    /// parallel; where both ways have that norm, a key says it.
+    fn block(&self, names: &GgufNames) -> Result<Block> {
         let usual = self.family.layouts.block;
+        let has_both = self.family.keys.has(Field::ParallelBlock);
+        if has_both && usual == Block::ParallelTwoNorms {
+            let key = names.own_key(PARALLEL);
+            let said = self
+                .gguf
+                .boolean(&key)?
+                .ok_or_else(|| InputError::missing_key(&self.gguf.path, &key, "true or false"))?;
+            return Ok(if said { usual } else { Block::Sequential });
+        }
         let between = names.tensors.name(Role::PostAttentionNorm, Some(0), None);
         let has_norm = between.is_some_and(|name| self.gguf.tensors.contains_key(&name));
-        if self.family.keys.has(Field::ParallelBlock) && usual == Block::Parallel && has_norm {
-            return Block::Sequential;
+        if has_both && usual == Block::Parallel && has_norm {
+            return Ok(Block::Sequential);
         }
-        usual
+        Ok(usual)
     }
 
     /// A factor, where the architecture has a key for it; llama.cpp takes zero for none.
@@ -236,126 +296,30 @@ impl<'a> Metadata<'a> {
         Ok(value.filter(|value| *value != 0.0))
     }
 
-    /// Heads of queries, and of keys and values.
-    fn heads(&self) -> Result<(u64, u64)> {
-        let heads = self.size(Field::NumHeads)?;
-        let key = self.names()?.key(Field::NumKvHeads)?;
-        let kv_heads = if self.gguf.metadata.contains_key(&key) {
-            self.size(Field::NumKvHeads)?
-        } else {
-            heads
-        };
-        if heads % kv_heads != 0 {
-            let expected = format!("a divisor of the {heads} query heads");
-            return Err(self.unexpected(&key, expected, kv_heads));
-        }
-        Ok((heads, kv_heads))
-    }
-
-    /// The width of a head, and how much of it rotates.
-    fn head_dim(&self, hidden: u64, heads: u64) -> Result<(u64, u64)> {
+    /// A soft cap, where the architecture has a key for it; llama.cpp takes the family's where the file has none.
+    fn soft_cap(&self, field: Field) -> Result<Option<f64>> {
         let names = self.names()?;
-        let (key, values) = (names.key(Field::HeadDim)?, names.own_key(VALUE_LENGTH));
-        let rotated_key = names.own_key(ROTATED);
-        let rotated = self.gguf.unsigned(&rotated_key)?;
-        let rotates_in_part = names.keys.contains_key(&Field::PartialRotaryFactor);
-        let (said_by, head_dim) = match (self.gguf.unsigned(&key)?, rotated) {
-            (None, Some(rotated)) if !rotates_in_part => (&rotated_key, rotated),
-            (said, _) => (&key, said.unwrap_or(hidden / heads)),
-        };
-        // A head is one row of attn_q at least, and attn_q is in the file: more is nonsense.
-        if head_dim == 0 || !head_dim.is_multiple_of(2) || head_dim > 1 << 20 {
-            return Err(self.unexpected(said_by, "an even head dimension", head_dim));
-        }
-        let rotated = rotated.unwrap_or(head_dim);
-        if rotates_in_part && (rotated == 0 || !rotated.is_multiple_of(2) || rotated > head_dim) {
-            let expected = format!("an even number up to the head dimension {head_dim}");
-            return Err(self.unexpected(&rotated_key, expected, rotated));
-        }
-        let whole = (!rotates_in_part).then_some(rotated_key);
-        for key in [values].into_iter().chain(whole) {
-            let found = self.gguf.unsigned(&key)?;
-            if let Some(found) = found.filter(|found| *found != head_dim) {
-                let expected = format!("the head dimension {head_dim}");
-                return Err(self.unexpected(&key, expected, found));
-            }
-        }
-        Ok((head_dim, rotated))
-    }
-
-    /// Rows of the embedding, with which the metadata agrees where it says them.
-    fn vocabulary(&self) -> Result<u64> {
-        let names = self.names()?;
-        let embedding = names.tensors.get(Role::Embedding).unwrap_or_default();
-        let shape = &self.gguf.tensor(embedding)?.shape;
-        let rows = shape.first().copied().unwrap_or_default();
-        let key = names.key(Field::VocabSize)?;
-        let said = self.gguf.unsigned(&key)?;
-        match said.filter(|said| *said != rows) {
-            Some(said) => {
-                let expected = format!("{rows}, the rows of `{embedding}`");
-                Err(self.unexpected(&key, expected, said))
-            }
-            None => Ok(rows),
-        }
-    }
-
-    /// Number of layers: no more than the file has tensors.
-    fn layers(&self) -> Result<u64> {
-        let (layers, tensors) = (self.size(Field::NumLayers)?, self.gguf.tensors.len());
-        if layers > tensors as u64 {
-            let key = self.names()?.key(Field::NumLayers)?;
-            let found = format!("{layers} layers, {tensors} tensors");
-            return Err(self.unexpected(&key, "at least one tensor per layer", found));
-        }
-        Ok(layers)
-    }
-
-    /// Experts of a layer, and how many a token goes to; none in a dense model.
-    fn experts(&self) -> Result<Option<(u64, u64)>> {
-        if !self.family.is_mixture() {
+        if !names.keys.contains_key(&field) {
             return Ok(None);
         }
-        let names = self.names()?;
-        let count_key = names.key(Field::NumExperts)?;
-        let used_key = names.key(Field::NumExpertsPerTok)?;
-        let count = self.gguf.unsigned(&count_key)?.unwrap_or(0);
-        // Each expert has rows of its own in the router of each layer.
-        if count > 1 << 16 {
-            return Err(self.unexpected(&count_key, "at most 65536 experts", count));
-        }
-        let used = self.gguf.unsigned(&used_key)?.unwrap_or(0);
-        if used == 0 || used > count {
-            let expected = format!("1 to {count_key} = {count}");
-            return Err(self.unexpected(&used_key, expected, used));
-        }
-        Ok(Some((count, used)))
+        let cap = self.gguf.float(&names.key(field)?)?;
+        let cap = cap.or(usual_cap(&self.family, field));
+        Ok(cap.filter(|cap| *cap != 0.0))
     }
 
-    /// A size above zero; a list of one a layer counts where all are equal.
-    fn size(&self, field: Field) -> Result<u64> {
-        let key = self.names()?.key(field)?;
-        let value = match self.gguf.integers(&key) {
-            Ok(Some(values)) => match values.split_first() {
-                Some((first, rest)) if rest.iter().all(|value| value == first) => {
-                    u64::try_from(*first).ok()
-                }
-                _ => {
-                    let found = self.gguf.metadata.get(&key).map(GgufValue::describe);
-                    let found = found.unwrap_or_default();
-                    return Err(self.unexpected(&key, "one size for all layers", found));
-                }
-            },
-            _ => self.gguf.unsigned(&key)?,
-        };
-        const EXPECTED: &str = "a whole number above 0";
-        let value =
-            value.ok_or_else(|| InputError::missing_key(&self.gguf.path, &key, EXPECTED))?;
-        // No file holds a tensor with a larger dimension, and products of two sizes fit a `u64`.
-        if value == 0 || value > u64::from(u32::MAX) {
-            return Err(self.unexpected(&key, EXPECTED, value));
+    /// The rotation of layers with a window, where the architecture has one for them.
+    fn window_rope(&self) -> Result<Option<LayerRope>> {
+        let names = self.names()?;
+        if !names.keys.contains_key(&Field::RopeLocalTheta) {
+            return Ok(None);
         }
-        Ok(value)
+        let said = self.gguf.float(&names.key(Field::RopeLocalTheta)?)?;
+        let usual = self.family.keys[Field::RopeLocalTheta].default.as_ref();
+        let theta = said.or(usual.and_then(Value::as_f64)).unwrap_or(10000.0);
+        Ok(Some(LayerRope {
+            theta,
+            scaling: None,
+        }))
     }
 
     /// Whether the projections of a rule have biases: where a key of the family decides, the file's tensors do.
@@ -389,10 +353,9 @@ impl<'a> Metadata<'a> {
     ) -> Result<Option<String>> {
         let names = self.names()?;
         let mut held = (0..layers).flat_map(|layer| {
-            let biases = roles
-                .clone()
-                .filter_map(move |role| names.tensors.name(role, Some(layer), None));
-            biases.map(|weight| bias_of(&weight))
+            let weights = roles.clone();
+            let weights = weights.flat_map(move |role| names.weights(role, layer));
+            weights.map(|weight| bias_of(&weight))
         });
         Ok(held.find(|bias| self.gguf.tensors.contains_key(bias)))
     }

@@ -1,23 +1,21 @@
-//! A model in the words of llama.cpp: metadata, names of tensors, and what its architectures cannot compute.
+//! A model in the words of llama.cpp: metadata and names of tensors; `gguf_check` says which models fit.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::Value;
 
-use super::activation::Activation;
 use super::architecture::Architecture;
 use super::format::Family;
-use super::gguf_architecture::written;
 use super::gguf_error::GgufModelError;
-use super::gguf_scaling::{GgufScaling, rotated};
+use super::gguf_scaling::{FrequencyFactors, GgufScaling, rotated};
 use super::keys::Field;
-use super::layout::{Block, Layers, QkNorm};
-use super::names::{GgufNames, GgufPart, ROTATED, VALUE_LENGTH, bias_of};
+use super::layout::{Block, QkNorm};
+use super::names::{GgufNames, PARALLEL, ROTATED, VALUE_LENGTH, bias_of};
 use super::role::Role;
 use super::tensors::TensorSpec;
 use crate::Result;
-use crate::checkpoint::GgufMetadata;
+use crate::checkpoint::{FusedTensor, GgufMetadata};
 
 /// A tensor of the GGUF file, and the tensors of the model that it is made of.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,102 +24,26 @@ pub struct NamedTensor {
     pub name: String,
     /// Shape in the file.
     pub shape: Vec<u64>,
-    /// Names in the model: one, or one per expert.
-    pub parts: Vec<String>,
-    /// Heads whose rows are interleaved for the rotary embedding.
-    pub heads: Option<u64>,
+    /// The tensors of the model: one, one per expert, or several projections.
+    pub parts: Vec<NamedPart>,
     /// Whether it is small and stays in float32: norms, biases, routers.
     pub exact: bool,
 }
 
-/// Refuses what llama.cpp would compute otherwise, each reason named; `path` is the folder of the model.
-pub fn check(path: &Path, architecture: &Architecture) -> Result<()> {
-    let a = architecture;
-    let family = a.names()?;
-    let Some(names) = &family.gguf else {
-        return Err(GgufModelError::NotWritten {
-            path: path.to_path_buf(),
-            family: a.family.as_str().into(),
-            known: written()?.map(|(family, _)| family.name.clone()).collect(),
-        }
-        .into());
-    };
-    let mut reasons = Vec::new();
-    let mut refuse =
-        |refused: bool, reason: &str| reasons.extend(refused.then(|| reason.to_owned()));
-    let has_bias = |part: &GgufPart| match part {
-        GgufPart::Attention => a.attention_bias || a.attention_output_bias,
-        GgufPart::AttentionOutput => a.attention_output_bias,
-        GgufPart::FeedForward => a.mlp_bias,
-    };
-    refuse(
-        names.without_bias.iter().any(has_bias),
-        "it has fewer biases",
-    );
-    // The section belongs to a family, so llama.cpp computes its layouts.
-    refuse(
-        a.block != family.layouts.block && !family.keys.has(Field::ParallelBlock),
-        "attention and feed-forward network are joined otherwise",
-    );
-    refuse(
-        a.qk_norm != QkNorm::None && names.tensors.get(Role::QNorm).is_none(),
-        "it has no norms of queries and keys",
-    );
-    refuse(
-        !a.tie_word_embeddings && names.tensors.get(Role::Head).is_none(),
-        "its head is its input embedding",
-    );
-    refuse(
-        a.tie_word_embeddings && names.untied_head,
-        "its head is a tensor of its own (tie_word_embeddings)",
-    );
-    refuse(
-        names.rope_interleaved != a.rope_interleaved && a.qk_norm == QkNorm::PerHead,
-        "its rotary pairs are other numbers of a head, whose norms have weights of their own",
-    );
-    let usual = default_activation(&family);
-    refuse(
-        Activation::named(&a.hidden_act) != Activation::named(usual),
-        &format!("its activation is {usual}"),
-    );
-    let context = a.max_position_embeddings.unwrap_or(u64::MAX);
-    let has_window = names.keys.contains_key(&Field::SlidingWindow);
-    refuse(
-        a.sliding_window.is_some_and(|window| window < context) && !has_window,
-        "it has no sliding window",
-    );
-    let same = |a: &Layers, b: &Layers, layers| a.mask(layers) == b.mask(layers);
-    let window_layers = names.window_layers(a.sliding_window, a.num_layers);
-    refuse(
-        has_window && !same(&a.window_layers, &window_layers, a.num_layers),
-        "other layers have its sliding window",
-    );
-    let rope_layers = names.rope_layers(family.rotation, &window_layers, a.num_layers);
-    refuse(
-        !same(&a.rope_layers, &rope_layers, a.num_layers),
-        "other layers rotate queries and keys",
-    );
-    refuse(a.window_rope.is_some(), "its layers rotate in one way");
-    refuse(
-        a.partial_rotary_factor.is_some() && !names.keys.contains_key(&Field::PartialRotaryFactor),
-        "it rotates whole heads (`partial_rotary_factor`)",
-    );
-    let scales = a.logit_scale.is_some_and(|scale| scale != 1.0)
-        && !names.keys.contains_key(&Field::LogitScale);
-    refuse(
-        a.clip_qkv.is_some() || scales,
-        "it neither clips nor scales",
-    );
-    let holds = |field| names.keys.contains_key(&field);
-    for what in a.multipliers.not_done(holds) {
-        refuse(true, &format!("it does not {what}"));
-    }
-    refuse(
-        !a.head_dim.is_multiple_of(2),
-        "its heads have an even width",
-    );
-    reasons.extend(GgufScaling::of(a).err());
-    GgufModelError::of_reasons(path, &names.architecture, a, reasons)
+/// A tensor of the model on its way into a file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NamedPart {
+    /// Its name in the model.
+    pub name: String,
+    /// Heads whose rows are interleaved for the rotary embedding.
+    pub heads: Option<u64>,
+    /// Whether the file has one plus its values.
+    pub plus_one: bool,
+}
+
+/// Whether the file has one plus the values of a tensor: what norms multiply by.
+pub(super) fn has_one_added(architecture: &Architecture, spec: &TensorSpec) -> bool {
+    architecture.norm_offset && spec.role.is_norm() && !spec.bias
 }
 
 /// The activation that llama.cpp has for a family: the default of its class.
@@ -130,8 +52,13 @@ pub(super) fn default_activation(family: &Family) -> &str {
     default.and_then(Value::as_str).unwrap_or("silu")
 }
 
+/// The soft cap of a family where nothing says another one.
+pub(super) fn usual_cap(family: &Family, field: Field) -> Option<f64> {
+    family.keys[field].default.as_ref()?.as_f64()
+}
+
 /// What llama.cpp calls the parts of the model.
-fn names_of(architecture: &Architecture) -> Result<GgufNames> {
+pub(super) fn names_of(architecture: &Architecture) -> Result<GgufNames> {
     let family = architecture.names()?;
     family.gguf.clone().ok_or_else(|| {
         GgufModelError::NoNames {
@@ -141,14 +68,14 @@ fn names_of(architecture: &Architecture) -> Result<GgufNames> {
     })
 }
 
-/// Adds what the model in the folder `path` is to `metadata`; returns the values of the tensor of frequency factors, where its
-/// rotary embedding has them.
+/// Adds what the model in the folder `path` is to `metadata`; returns the tensors of frequency factors, where its rotary embedding
+/// has some.
 pub fn describe(
     metadata: &mut GgufMetadata,
     path: &Path,
     architecture: &Architecture,
     name: &str,
-) -> Result<Option<Vec<f32>>> {
+) -> Result<Vec<FrequencyFactors>> {
     let a = architecture;
     let names = names_of(a)?;
     metadata.text("general.architecture", &names.architecture);
@@ -159,10 +86,11 @@ pub fn describe(
         metadata.number(&names.key(Field::MaxPositionEmbeddings)?, context)?;
     }
     metadata.number(&names.key(Field::HiddenSize)?, a.hidden_size)?;
-    let width = a
-        .mixture
-        .as_ref()
-        .map_or(a.intermediate_size, |mixture| mixture.moe_intermediate_size);
+    let of_experts = |field| names.keys.contains_key(&field);
+    let width = match &a.mixture {
+        Some(mixture) if !of_experts(Field::MoeIntermediateSize) => mixture.moe_intermediate_size,
+        _ => a.intermediate_size,
+    };
     metadata.number(&names.key(Field::IntermediateSize)?, width)?;
     metadata.number(&names.key(Field::NumHeads)?, a.num_heads)?;
     metadata.number(&names.key(Field::NumKvHeads)?, a.num_kv_heads)?;
@@ -173,13 +101,19 @@ pub fn describe(
     metadata.number(&names.own_key(ROTATED), rotated(a))?;
     metadata.number(&names.key(Field::VocabSize)?, a.vocab_size)?;
     let factors = a.multipliers.rows().map(|row| (row.field, row.value));
-    for (field, value) in factors
+    // The context of a factor on queries is the one of YaRN.
+    let factors = factors
         .into_iter()
-        .chain([(Field::LogitScale, a.logit_scale)])
-    {
+        .filter(|(field, _)| *field != Field::QueryScaleContext);
+    for (field, value) in factors.chain([(Field::LogitScale, a.logit_scale)]) {
         if let (Some(value), true) = (value, names.keys.contains_key(&field)) {
             metadata.float(&names.key(field)?, value);
         }
+    }
+    if names.keys.contains_key(&Field::RopeLocalTheta) {
+        let local = a.window_rope.as_ref();
+        let theta = local.map_or(a.rope_theta, |rope| rope.theta);
+        metadata.float(&names.key(Field::RopeLocalTheta)?, theta);
     }
     if let (Some(window), true) = (
         a.sliding_window,
@@ -187,44 +121,90 @@ pub fn describe(
     ) {
         metadata.number(&names.key(Field::SlidingWindow)?, window)?;
     }
+    if let Some(key) = &names.unused_window {
+        metadata.number(&names.own_key(key), a.sliding_window.unwrap_or(0))?;
+    }
     if a.names()?.keys.has(Field::ParallelBlock) {
-        let key = names.own_key("use_parallel_residual");
+        let key = names.own_key(PARALLEL);
         metadata.flag(&key, a.block != Block::Sequential);
     }
     if let Some(mixture) = &a.mixture {
         metadata.number(&names.key(Field::NumExperts)?, mixture.num_experts)?;
         let used = names.key(Field::NumExpertsPerTok)?;
         metadata.number(&used, mixture.num_experts_per_tok)?;
+        let widths = [
+            (
+                Field::MoeIntermediateSize,
+                Some(mixture.moe_intermediate_size),
+            ),
+            (
+                Field::SharedExpertIntermediateSize,
+                mixture.shared_expert_intermediate_size,
+            ),
+        ];
+        for (field, width) in widths {
+            if let (Some(width), true) = (width, of_experts(field)) {
+                metadata.number(&names.key(field)?, width)?;
+            }
+        }
     }
-    GgufScaling::add(metadata, path, &names.architecture, a)
+    let scaling = GgufScaling::of(a, names.scalings());
+    let scaling = scaling.or_else(|reason| {
+        GgufModelError::of_reasons(path, &names.architecture, a, vec![reason]).map(|()| None)
+    })?;
+    match scaling {
+        Some(scaling) => scaling.add(metadata, &names.architecture),
+        None => Ok(Vec::new()),
+    }
 }
 
 /// The tensors of the file, in the order of the model's, for `specs`, the tensors of the architecture.
 pub fn tensors(architecture: &Architecture, specs: &[TensorSpec]) -> Result<Vec<NamedTensor>> {
     let names = names_of(architecture)?;
+    let wholes = architecture.fused_under(&names.fused, specs);
+    let holder: BTreeMap<&str, &FusedTensor> = wholes
+        .iter()
+        .flat_map(|whole| {
+            whole
+                .parts
+                .iter()
+                .map(move |(part, _)| (part.as_str(), whole))
+        })
+        .collect();
     let mut found: Vec<NamedTensor> = Vec::new();
-    let mut experts: BTreeMap<String, usize> = BTreeMap::new();
+    let mut joined: BTreeMap<String, usize> = BTreeMap::new();
     for spec in specs {
-        let name = file_name(&names, spec)?;
-        let heads = permuted_heads(&names, architecture, spec.role);
-        if spec.expert.is_some()
-            && let Some(number) = experts.get(&name)
-        {
-            found[*number].parts.push(spec.name.clone());
-            found[*number].shape[0] += 1;
+        let part = NamedPart {
+            name: spec.name.clone(),
+            heads: permuted_heads(&names, architecture, spec.role),
+            plus_one: has_one_added(architecture, spec),
+        };
+        let whole = holder.get(spec.name.as_str());
+        let name = match whole {
+            Some(whole) => whole.name.clone(),
+            None => file_name(&names, spec)?,
+        };
+        if let Some(number) = joined.get(&name) {
+            let tensor = &mut found[*number];
+            tensor.parts.push(part);
+            tensor.shape[0] += u64::from(spec.expert.is_some());
             continue;
         }
-        let mut shape = spec.shape.clone();
+        let mut shape = match whole {
+            Some(whole) => whole.shape.clone(),
+            None => spec.shape.clone(),
+        };
         if spec.expert.is_some() {
-            experts.insert(name.clone(), found.len());
             shape.insert(0, 1);
+        }
+        if whole.is_some() || spec.expert.is_some() {
+            joined.insert(name.clone(), found.len());
         }
         let exact = spec.shape.len() < 2 || spec.role.is_router() || spec.role.is_norm();
         found.push(NamedTensor {
             name,
             shape,
-            parts: vec![spec.name.clone()],
-            heads,
+            parts: vec![part],
             exact,
         });
     }

@@ -6,12 +6,17 @@ use serde_json::{Map, Value, json};
 
 use super::gguf_error::GgufModelError;
 use super::keys::Field;
-use super::names::GgufNames;
-use crate::checkpoint::Gguf;
+use super::names::{GgufNames, GgufRope};
+use super::spelling::LONGROPE;
+use crate::checkpoint::{Gguf, GgufValue};
 use crate::error::{InputError, Result};
 
 /// The tensor of factors that divide the frequencies: how llama.cpp stores the scaling of Llama 3.
 pub(super) const FACTORS: &str = "rope_freqs.weight";
+
+/// The tensors of factors for short and for long contexts (Phi-3).
+pub(super) const SHORT: &str = "rope_factors_short.weight";
+pub(super) const LONG: &str = "rope_factors_long.weight";
 
 /// The beginning of a scaling's metadata keys, after the architecture's name.
 const SCALING: &str = "rope.scaling.";
@@ -41,6 +46,10 @@ pub(super) fn read(gguf: &Gguf, names: &GgufNames, head_dim: u64, context: u64) 
             theta,
         ));
     }
+    if gguf.tensors.contains_key(LONG) || gguf.tensors.contains_key(SHORT) {
+        let scaling = Some(longrope(gguf, names, head_dim, context)?);
+        return Ok(Rope { theta, scaling });
+    }
     let (kind, scaling) = scaling(gguf, names, context)?;
     let per_layer = gguf
         .tensors
@@ -54,16 +63,7 @@ pub(super) fn read(gguf: &Gguf, names: &GgufNames, head_dim: u64, context: u64) 
     let Some(source) = source else {
         return Ok(Rope { theta, scaling });
     };
-    let factors = gguf.small_tensor(source)?;
-    if factors.len() as u64 != head_dim / 2 {
-        return Err(GgufModelError::FactorsShape {
-            path: gguf.path.clone(),
-            tensor: source.clone(),
-            expected: head_dim / 2,
-            found: factors.len(),
-        }
-        .into());
-    }
+    let factors = factors_of(gguf, source, head_dim)?;
     if factors.iter().all(|factor| *factor == 1.0) {
         return Ok(Rope { theta, scaling });
     }
@@ -83,6 +83,50 @@ pub(super) fn read(gguf: &Gguf, names: &GgufNames, head_dim: u64, context: u64) 
         })?,
     );
     Ok(Rope { theta, scaling })
+}
+
+/// The values of a tensor of factors, one for each pair of rotated dimensions.
+fn factors_of(gguf: &Gguf, tensor: &str, rotated: u64) -> Result<Vec<f32>> {
+    let factors = gguf.small_tensor(tensor)?;
+    if factors.len() as u64 == rotated / 2 {
+        return Ok(factors);
+    }
+    Err(GgufModelError::FactorsShape {
+        path: gguf.path.clone(),
+        tensor: tensor.to_owned(),
+        expected: rotated / 2,
+        found: factors.len(),
+    }
+    .into())
+}
+
+/// The factors for short and for long contexts, as `longrope`.
+fn longrope(
+    gguf: &Gguf,
+    names: &GgufNames,
+    rotated: u64,
+    context: u64,
+) -> Result<Map<String, Value>> {
+    let key = |field: &str| names.own_key(&format!("{SCALING}{field}"));
+    // As the shortest text that has the same value: a factor of 1.05 is 1.05 again.
+    let list = |tensor| -> Result<Value> {
+        let factors = factors_of(gguf, tensor, rotated)?.into_iter();
+        Ok(factors
+            .map(|factor| json!(GgufValue::F32(factor).float()))
+            .collect())
+    };
+    let original = gguf.unsigned(&key("original_context_length"))?;
+    let attention = gguf.float(&key("attn_factor"))?.unwrap_or(1.0);
+    Ok(object(&[
+        ("rope_type", json!(LONGROPE)),
+        ("short_factor", list(SHORT)?),
+        ("long_factor", list(LONG)?),
+        (
+            "original_max_position_embeddings",
+            json!(original.unwrap_or(context)),
+        ),
+        ("attention_factor", json!(attention)),
+    ]))
 }
 
 /// The kind of scaling that the metadata say, and what it is in transformers.
@@ -183,6 +227,12 @@ fn yarn(gguf: &Gguf, names: &GgufNames, factor: f64, context: u64) -> Result<Map
             json!(attention * (0.1 * factor.ln() + 1.0)),
         );
     }
+    let all = names.scalings().contains(&GgufRope::AllOfYarn);
+    let log_multiplier = gguf.float(&format!("{prefix}yarn_log_multiplier"))?;
+    if let Some(multiplier) = log_multiplier.filter(|multiplier| all && *multiplier != 0.0) {
+        scaling.insert("mscale".to_owned(), json!(1.0));
+        scaling.insert("mscale_all_dim".to_owned(), json!(multiplier));
+    }
     let known = [
         "type",
         "factor",
@@ -194,7 +244,7 @@ fn yarn(gguf: &Gguf, names: &GgufNames, factor: f64, context: u64) -> Result<Map
     ];
     let unknown = gguf.metadata.keys().find(|key| {
         key.strip_prefix(&prefix)
-            .is_some_and(|field| !known.contains(&field))
+            .is_some_and(|field| !(known.contains(&field) || all && field == "yarn_log_multiplier"))
     });
     match unknown {
         Some(key) => Err(GgufModelError::UnknownYarn {

@@ -21,6 +21,8 @@ pub(crate) struct Key {
     pub(crate) default_before_5: Option<Value>,
     /// Texts that the class reads as other values.
     pub(crate) read_as: BTreeMap<String, Value>,
+    /// The first version of transformers that takes these texts literally; version 5 does not.
+    pub(crate) literal_since: Option<String>,
 }
 
 impl Key {
@@ -62,6 +64,8 @@ impl<'de> Deserialize<'de> for Key {
             default_before_5: Option<Value>,
             #[serde(default)]
             read_as: Option<BTreeMap<String, Value>>,
+            #[serde(default)]
+            literal_since: Option<String>,
         }
 
         struct NameOrFields;
@@ -84,6 +88,7 @@ impl<'de> Deserialize<'de> for Key {
                     default: fields.default,
                     default_before_5: fields.default_before_5,
                     read_as: fields.read_as.unwrap_or_default(),
+                    literal_since: fields.literal_since,
                 })
             }
         }
@@ -276,6 +281,7 @@ impl Index<Field> for Keys {
             default: None,
             default_before_5: None,
             read_as: BTreeMap::new(),
+            literal_since: None,
         };
         self.0.get(&field).unwrap_or(&UNLISTED)
     }

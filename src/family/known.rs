@@ -317,11 +317,6 @@ mod tests {
 
     #[test]
     fn keys_that_contradict_a_layout_are_refused() {
-        let error = refused(|text| format!("{text}norm_offset: true\n"));
-        assert!(
-            matches!(&error, Error::Format(FormatError::GgufNormOffset { .. })),
-            "{error}"
-        );
         let error =
             refused(|text| text.replace("\nkeys:\n", "\nkeys:\n  parallel_block: parallel\n"));
         assert!(

@@ -11,9 +11,10 @@
 //! - one format file: `names`, `format`, `extends`, and all of them: `known`,
 //! - a configuration: `config`,
 //! - a model: `mixture`, `multipliers`, `architecture`, `tensors`,
-//! - readers: `sparse_layers`, `layer_kinds`, `rope_place`, `rope`, `rope_kinds`, `read`, `unsaid`, `gguf_metadata`, `gguf`,
+//! - readers: `sparse_layers`, `layer_kinds`, `rope_place`, `rope`, `rope_kinds`, `read`, `unsaid`, `gguf_metadata`,
+//!   `gguf_sizes`, `gguf`,
 //! - writers: `both_spellings`, `optional_bias`, `write`, `write_rope`, `target`, `cannot_hold`, `stock`, `dense`, `gguf_names`,
-//!   `wide_attention`, `gguf_bam`, `qwen3_next`.
+//!   `gguf_check`, `wide_attention`, `gguf_bam`, `qwen3_next`.
 
 mod activation;
 mod architecture;
@@ -36,11 +37,13 @@ pub mod gguf;
 mod gguf_architecture;
 pub mod gguf_bam;
 mod gguf_bpe;
+pub mod gguf_check;
 mod gguf_error;
 mod gguf_metadata;
 pub mod gguf_names;
 mod gguf_rope;
 mod gguf_scaling;
+mod gguf_sizes;
 pub mod gguf_tokenizer;
 pub mod gguf_vocabulary;
 mod in_vllm;

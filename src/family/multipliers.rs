@@ -113,6 +113,15 @@ impl Multipliers {
         })
     }
 
+    /// A factor of which no key of the family says another value, for hidden states of this size.
+    pub(super) fn fixed(family: &Family, field: Field, hidden_size: u64) -> Option<f64> {
+        let default = family.fixed(field)?;
+        match default.as_str() {
+            Some(SQRT_HIDDEN_SIZE) => Some((hidden_size as f64).sqrt()),
+            _ => default.as_f64(),
+        }
+    }
+
     /// Each of them.
     pub(crate) fn rows(&self) -> [MultiplierRow; 8] {
         let row = |field, value, what| MultiplierRow { field, value, what };

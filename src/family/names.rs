@@ -10,6 +10,7 @@ use super::gguf_error::GgufModelError;
 use super::keys::Field;
 use super::layout::{Layers, Rotation, all_but_each};
 use super::role::{Role, listed};
+use super::spelling::LONGROPE;
 use crate::Result;
 use crate::error::InputError;
 
@@ -24,6 +25,9 @@ pub(super) const VALUE_LENGTH: &str = "attention.value_length";
 
 /// The metadata key of the rotated part of a head, without the architecture's name. Whole heads rotate.
 pub(super) const ROTATED: &str = "rope.dimension_count";
+
+/// The metadata key that says whether a block is parallel, without the architecture's name.
+pub(super) const PARALLEL: &str = "use_parallel_residual";
 
 /// The name of the bias beside a weight.
 pub(super) fn bias_of(weight: &str) -> String {
@@ -205,8 +209,18 @@ pub(crate) enum QkvOrder {
 }
 
 impl FusedProjections {
-    /// Refuses names that no weight of a layer has.
-    pub(crate) fn check(&self, path: &Path) -> Result<()> {
+    /// The name of the tensor that holds the weights of a role outside the experts.
+    pub(super) fn holder(&self, role: Role) -> Option<&str> {
+        match role {
+            Role::Q | Role::K | Role::V => self.qkv.as_deref(),
+            Role::Gate | Role::Up => self.gate_up.as_deref(),
+            Role::SharedGate | Role::SharedUp => self.shared_gate_up.as_deref(),
+            _ => None,
+        }
+    }
+
+    /// Refuses names that no weight of a layer has; `section` is the key of these names in the file `path`.
+    pub(crate) fn check(&self, path: &Path, section: &str) -> Result<()> {
         let weights = [
             ("qkv", &self.qkv),
             ("gate_up", &self.gate_up),
@@ -224,7 +238,7 @@ impl FusedProjections {
             if !has_layer_alone(pattern) || !pattern.ends_with(end) {
                 return Err(FormatError::Pattern {
                     path: path.to_path_buf(),
-                    key: format!("fused.{key}"),
+                    key: format!("{section}.{key}"),
                     expected: format!("that ends in {end} with {LAYER} once"),
                     found: pattern.clone(),
                 }
@@ -246,6 +260,37 @@ pub(crate) enum GgufPart {
     FeedForward,
 }
 
+/// A scaling of rotary positions that llama.cpp computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum GgufRope {
+    /// Every position divided by a factor.
+    Linear,
+    /// YaRN with its usual settings.
+    Yarn,
+    /// YaRN with all settings.
+    AllOfYarn,
+    /// Factors on frequencies, one list.
+    Llama3,
+    /// Factors on frequencies, one list for short contexts and one for long ones.
+    Longrope,
+}
+
+impl GgufRope {
+    /// The scalings of most architectures.
+    pub(super) const USUAL: [Self; 3] = [Self::Linear, Self::Yarn, Self::Llama3];
+
+    /// Its `rope_type`.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Linear => "linear",
+            Self::Yarn | Self::AllOfYarn => "yarn",
+            Self::Llama3 => "llama3",
+            Self::Longrope => LONGROPE,
+        }
+    }
+}
+
 /// What llama.cpp calls the tensors and numbers of a family; read in both directions.
 #[derive(Debug, Clone, PartialEq, Default, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -257,6 +302,22 @@ pub(crate) struct GgufNames {
     pub(crate) rope_interleaved: bool,
     /// Parts whose projections have no bias there, whatever the family has.
     pub(crate) without_bias: Vec<GgufPart>,
+    /// Parts whose projections all have a bias there.
+    pub(crate) with_bias: Vec<GgufPart>,
+    /// Whether all heads together are as wide there as the hidden states.
+    pub(crate) heads_fill: bool,
+    /// Whether there are as many heads of keys and values there as of queries.
+    pub(crate) kv_heads_fill: bool,
+    /// The activation there, where it approximates the one that the family has.
+    pub(crate) activation: Option<String>,
+    /// The scalings of rotary positions there; [`GgufRope::USUAL`] where it is absent.
+    pub(crate) scalings: Option<Vec<GgufRope>>,
+    /// The number of layers of the model whose attention scores are scaled there as if a head had the hidden size divided by heads.
+    pub(crate) hidden_scale_layers: Option<u64>,
+    /// Whether the gates of the chosen experts are divided by their sum there, where models of the family may have either.
+    pub(crate) norm_topk_prob: Option<bool>,
+    /// The key under which files say a window that llama.cpp does not obey; 0 means none.
+    pub(crate) unused_window: Option<String>,
     /// Whether llama.cpp opens only files with a head of their own, and none whose head is the input embedding.
     pub(crate) untied_head: bool,
     /// The period of layers of which the last has no window there, in a model with one.
@@ -270,9 +331,29 @@ pub(crate) struct GgufNames {
     pub(crate) tensors: RoleNames,
     /// Tensors that hold one projection of all experts of a layer.
     pub(crate) expert_tensors: RoleNames,
+    /// Tensors that hold several projections of a layer.
+    pub(crate) fused: FusedProjections,
 }
 
 impl GgufNames {
+    /// The scalings of rotary positions there.
+    pub(super) fn scalings(&self) -> &[GgufRope] {
+        self.scalings.as_deref().unwrap_or(&GgufRope::USUAL)
+    }
+
+    /// The factor on attention scores there in a model of these sizes, where it does not follow from the width of a head.
+    pub(super) fn hidden_scale(&self, [layers, hidden, heads, width]: [u64; 4]) -> Option<f64> {
+        let applies = self.hidden_scale_layers == Some(layers) && hidden != heads * width;
+        applies.then(|| (hidden as f64 / heads as f64).powf(-0.5))
+    }
+
+    /// Names that the weight of a role may have in a layer: its own name, and the name of the tensor that holds it.
+    pub(super) fn weights(&self, role: Role, layer: u64) -> impl Iterator<Item = String> + use<> {
+        let own = self.tensors.name(role, Some(layer), None);
+        let holder = self.fused.holder(role).map(|name| in_layer(name, layer));
+        own.into_iter().chain(holder)
+    }
+
     /// The layers with that window, of so many.
     pub(super) fn window_layers(&self, window: Option<u64>, layers: u64) -> Layers {
         match (window, self.window_period) {
@@ -328,6 +409,7 @@ impl GgufNames {
                 return Err(InputError::wrong_value(path, key, "a period above 0", 0));
             }
         }
+        self.fused.check(path, "gguf.fused")?;
         self.tensors.check(path, "gguf.tensors", Holds::Model)?;
         self.expert_tensors
             .check(path, "gguf.expert_tensors", Holds::AllExperts)

@@ -358,6 +358,14 @@ impl Form {
     }
 }
 
+/// The values plus one, which is added `times` over.
+pub(super) fn plus_one(of: Expression, times: f64) -> Expression {
+    Expression::Sum {
+        of: vec![of, Expression::Constant { value: 1.0 }],
+        weights: vec![1.0, times],
+    }
+}
+
 /// The dtype of the largest tensor; `None` where any tensor is quantised.
 fn plain_dtype(checkpoint: &Checkpoint) -> Option<Dtype> {
     let plain = |encoding: Encoding| match encoding {
@@ -387,12 +395,20 @@ fn plan_described(
     let (architecture, experts) = known(form.config);
     let tensors = form.tensors.into_iter().map(|tensor| {
         let whole = Expression::copy(SOURCE, &tensor.source);
-        let leaf = match tensor.expert {
-            Some(index) => Expression::Entry {
+        let leaf = match (tensor.expert, tensor.first_row) {
+            (Some(index), _) => Expression::Entry {
                 of: Box::new(whole),
                 index,
             },
-            None => whole,
+            (None, Some(start)) => Expression::Slice {
+                of: Box::new(whole),
+                axis: 0,
+                start,
+                length: tensor.shape.first().copied().unwrap_or_default(),
+                blocks: 1,
+            },
+            (None, None) if tensor.flat => Expression::Stack { of: vec![whole] },
+            (None, None) => whole,
         };
         let ordered = match tensor.unpermute_heads {
             Some(heads) => Expression::Permute {
@@ -401,9 +417,12 @@ fn plan_described(
             },
             None => leaf,
         };
-        let expression = Expression::Dequantise {
+        let mut expression = Expression::Dequantise {
             of: Box::new(ordered),
         };
+        if tensor.plus_one {
+            expression = plus_one(expression, -1.0);
+        }
         PlannedTensor::new(tensor.name, form.dtype, tensor.shape, expression)
     });
     let mut tensors: Vec<PlannedTensor> = tensors.collect();

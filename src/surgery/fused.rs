@@ -109,7 +109,7 @@ fn together(
 }
 
 /// The rows of `parts` one after another in each block.
-fn joined(mut parts: Vec<Expression>, blocks: u64) -> Expression {
+pub(super) fn joined(mut parts: Vec<Expression>, blocks: u64) -> Expression {
     if parts.len() == 1 {
         return parts.remove(0);
     }
@@ -184,6 +184,12 @@ fn whole(parts: &[&Expression], blocks: u64) -> Option<Expression> {
         Expression::Cast { .. } if alike(&|part| matches!(part, Expression::Cast { .. })) => {
             let of = Box::new(all_of(parts)?.pop()?);
             Some(Expression::Cast { of })
+        }
+        Expression::Dequantise { .. }
+            if alike(&|part| matches!(part, Expression::Dequantise { .. })) =>
+        {
+            let of = Box::new(all_of(parts)?.pop()?);
+            Some(Expression::Dequantise { of })
         }
         Expression::Normal { .. } | Expression::Constant { .. } => {
             alike(&|part| part == first).then(|| first.clone())

@@ -4,10 +4,11 @@ use std::path::Path;
 
 use serde_json::{Map, json};
 
-use super::convert::{SOURCE, converted, files_beside};
+use super::convert::{SOURCE, converted, files_beside, plus_one};
 use super::execute::check_plan;
 use super::export::{Export, Format};
 use super::export_error::ExportError;
+use super::fused::joined;
 use super::gguf_bam;
 use super::model::Model;
 use super::plan::{Plan, PlannedTensor};
@@ -17,11 +18,9 @@ use crate::checkpoint::expression::Expression;
 use crate::checkpoint::manifest::model_name;
 use crate::checkpoint::{Dtype, GgufDtype, GgufLayout, GgufMetadata};
 use crate::family::gguf_bam as names_of_bam;
-use crate::family::gguf_names::{self, NamedTensor};
+use crate::family::gguf_check;
+use crate::family::gguf_names::{self, NamedPart, NamedTensor};
 use crate::family::gguf_vocabulary;
-
-/// Name of the frequency factors of the rotary embedding.
-const FACTORS: &str = "rope_freqs.weight";
 
 /// Plans the GGUF file of the model in the folder `path`.
 ///
@@ -39,7 +38,7 @@ pub fn plan(path: &Path, dtype: Option<GgufDtype>) -> Result<Export> {
         names_of_bam::check(path, &a)?;
         names_of_bam::describe(&mut metadata, path, &a, &name)?
     } else {
-        gguf_names::check(path, &a)?;
+        gguf_check::check(path, &a)?;
         gguf_names::describe(&mut metadata, path, &a, &name)?
     };
     let stored = model.main_dtype();
@@ -60,24 +59,23 @@ pub fn plan(path: &Path, dtype: Option<GgufDtype>) -> Result<Export> {
         layouts: Vec::new(),
         planned: Vec::new(),
     };
-    let mut notes = Vec::new();
-    if a.is_bam() {
+    let notes = if a.is_bam() {
         gguf_bam::add(&mut file)?;
-        notes = gguf_bam::notes(&a, matrices);
+        gguf_bam::notes(&a, matrices)
     } else {
         for tensor in gguf_names::tensors(&a, &model.specs)? {
             let whole = whole(&model, &tensor)?;
             file.add_in(tensor.exact, &tensor.name, &tensor.shape, whole)?;
         }
-    }
+        gguf_check::notes(&a)?
+    };
     let (mut layouts, tensors) = (file.layouts, file.planned);
-    if let Some(factors) = factors {
-        let shape = vec![factors.len() as u64];
+    for (name, values) in factors {
         layouts.push(GgufLayout {
-            name: FACTORS.to_owned(),
+            name: name.to_owned(),
             dtype: GgufDtype::F32,
-            shape,
-            values: Some(factors),
+            shape: vec![values.len() as u64],
+            values: Some(values),
         });
     }
     let mut settings = Map::new();
@@ -162,27 +160,32 @@ impl FileTensors<'_> {
 
 /// A tensor of the file, put together from tensors of the model.
 fn whole(model: &Model, tensor: &NamedTensor) -> Result<Expression> {
-    let mut of: Vec<Expression> = tensor
+    let of: Vec<Expression> = tensor
         .parts
         .iter()
-        .map(|part| model.source.copy(part))
+        .map(|part| in_file(model, part))
         .collect();
-    let whole = match (tensor.shape.len(), of.pop()) {
-        (3, Some(last)) => {
-            of.push(last);
-            Expression::Stack { of }
-        }
-        (_, Some(one)) => one,
-        (_, None) => {
+    match (tensor.shape.len(), of.is_empty()) {
+        (_, true) => {
             let tensor = tensor.name.clone();
-            return Err(PlanError::Nothing { tensor }.into());
+            Err(PlanError::Nothing { tensor }.into())
         }
-    };
-    Ok(match tensor.heads {
-        Some(heads) => Expression::Interleave {
-            of: Box::new(whole),
+        (3, _) => Ok(Expression::Stack { of }),
+        _ => Ok(joined(of, 1)),
+    }
+}
+
+/// A tensor of the model with its rows and values as the file has them.
+fn in_file(model: &Model, part: &NamedPart) -> Expression {
+    let mut of = model.source.copy(&part.name);
+    if let Some(heads) = part.heads {
+        of = Expression::Interleave {
+            of: Box::new(of),
             heads,
-        },
-        None => whole,
-    })
+        };
+    }
+    if part.plus_one {
+        of = plus_one(of, 1.0);
+    }
+    of
 }

@@ -118,12 +118,12 @@ fn a_file_of_another_architecture_is_shown_and_named() {
         work.path(),
         "llama-k.gguf",
         b"general.architecture",
-        |rest| rest[12..17].copy_from_slice(b"gemma"),
+        |rest| rest[12..17].copy_from_slice(b"bloom"),
     );
     let shown = bam!("inspect", path).ok().stdout;
     for part in [
         "unknown: ",
-        "`general.architecture`: is `gemma`, which is not read",
+        "`general.architecture`: is `bloom`, which is not read",
         "llama.block_count",
         "_K",
         "tensor data",
@@ -133,7 +133,7 @@ fn a_file_of_another_architecture_is_shown_and_named() {
         assert!(shown.contains(part), "`{part}` is not in\n{shown}");
     }
     let json = bam!("inspect", path, "--tensors", "--json").ok().json();
-    assert_eq!(json["metadata"]["general.architecture"], "\"gemma\"");
+    assert_eq!(json["metadata"]["general.architecture"], "\"bloom\"");
     assert!(json["tensors"].as_array().unwrap().len() > 10);
 
     let (path, out) = (
@@ -141,8 +141,15 @@ fn a_file_of_another_architecture_is_shown_and_named() {
         work.path().join("out").to_str().unwrap().to_owned(),
     );
     for arguments in readers(&path, &out) {
-        run(arguments.iter().map(Into::into))
-            .refused(2, &["patched.gguf", "is `gemma`", "hint: ", "llama, qwen2"]);
+        run(arguments.iter().map(Into::into)).refused(
+            2,
+            &[
+                "patched.gguf",
+                "is `bloom`",
+                "hint: ",
+                "llama, mistral3, qwen2",
+            ],
+        );
         assert!(!Path::new(&out).exists());
     }
 }

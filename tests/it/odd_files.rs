@@ -337,6 +337,26 @@ fn the_gelu_of_published_gemma_is_its_approximation() {
         assert_eq!(config["hidden_act"], "gelu_pytorch_tanh", "{command}");
         assert_same_as(&out, "families/gemma");
     }
+    for (version, is_read) in [
+        ("4.38.0.dev0", true),
+        ("4.47.1", true),
+        ("4.48.0", false),
+        ("4.57.6", false),
+        ("5.0.0", true),
+    ] {
+        let folder = changed(&work, version, "families/gemma", |config| {
+            config["hidden_act"] = json!("gelu");
+            config["transformers_version"] = json!(version);
+            config.remove("rope_parameters");
+            config.insert("rope_theta".to_owned(), json!(30000.0));
+        });
+        if is_read {
+            assert_same_as(&folder, "families/gemma");
+        } else {
+            let out = work.path().join("refused");
+            bam!("convert", folder, out).refused(2, &["read differently", "gelu_pytorch_tanh"]);
+        }
+    }
     let exact = changed(&work, "gemma2", "families/gemma2", |config| {
         config["hidden_activation"] = json!("gelu");
     });

@@ -929,13 +929,16 @@ fn what_llama_cpp_would_compute_otherwise_is_refused() {
         assert!(!out.exists());
     };
     refused(
-        &fixture("families/glm4"),
+        &fixture("families/helium"),
         &[
-            "glm4 models are not written",
-            "llama, mistral, qwen2, qwen3, cohere",
+            "helium models are not written",
+            "llama, mistral, ministral3, qwen2, qwen3, cohere",
         ],
     );
-    refused(&mixture("olmoe"), &["olmoe models are not written"]);
+    refused(
+        &fixture("mixtures/flex_olmo"),
+        &["flex_olmo models are not written"],
+    );
     let window = copy_folder(&fixture("mistral/seed"), &work.path().join("window"));
     edit_json(&window.join("config.json"), |config| {
         config["sliding_window"] = 16.into()

@@ -49,6 +49,24 @@ FAMILIES = {
         dict(tie_word_embeddings=True, layer_types=["sliding_attention"] * 3 + ["full_attention"], **ATTENTION),
     ),
     "phi": ("families/phi", (), dict(hidden_act="gelu_new", tie_word_embeddings=False)),
+    "gemma": ("families/gemma", (".bias",), ATTENTION),
+    "phi3": (
+        "families/phi3", (),
+        dict(sliding_window=None, rope_parameters=dict(rope_type="default", rope_theta=25000.0, partial_rotary_factor=0.75)),
+    ),
+    "gemma2": (
+        "families/gemma2", (".bias", "lm_head.weight"),
+        dict(query_pre_attn_scalar=16, tie_word_embeddings=True, **ATTENTION),
+    ),
+    "gemma3_text": (
+        "families/gemma3_text", (),
+        dict(query_pre_attn_scalar=16, layer_types=["sliding_attention"] * 4, sliding_window_pattern=6),
+    ),
+    "glm4": ("families/glm4", (), {}),
+    "gpt_neox": ("families/gpt_neox", (), {}),
+    "gpt_neox_sequential": ("families/gpt_neox_sequential", (), {}),
+    "ministral3": ("families/ministral3", (), dict(sliding_window=None)),
+    "granitemoe": ("mixtures/granitemoe", (), {}),
 }  # fmt: skip
 # Heads of their own, as published: llama.cpp does not open others.
 OWN_HEADS = ("phi", "stablelm")
