@@ -416,7 +416,9 @@ impl Scaling<'_> {
             None => (longest, attention(factor, longest)),
         };
         let read_by_4 = self.config.is_read_by_4(self.name, self.context) && of_4.1.is_some();
-        if read_by_4 && of_4 != of_5 {
+        // Without a factor transformers 4 fails, so the file cannot mean what that version computes.
+        let written_by_4 = self.config.transformers().is_some_and(|major| major < 5);
+        if read_by_4 && of_4 != of_5 || written_by_4 && of_4.1.is_none() {
             return Err(ConfigError::TwoLongropes {
                 path: self.config.path.clone(),
                 key: self.name,

@@ -30,7 +30,10 @@ const ATTENTION: [&str; 7] = [
 
 fn checkpoint(row: &Row, work: &Path) -> PathBuf {
     let name = row.source.replace('/', "-");
-    let folder = copy_folder(&fixture(row.source), &work.join(name));
+    // A fixture may have several rows.
+    let mut folders = (1..).map(|number| work.join(format!("{name}-{number}")));
+    let folder = folders.find(|folder| !folder.exists()).unwrap();
+    let folder = copy_folder(&fixture(row.source), &folder);
     edit_json(&folder.join("config.json"), row.change);
     // llama.cpp opens no tied head of these families.
     if ["families/phi", "families/stablelm", "families/nemotron"].contains(&row.source) {

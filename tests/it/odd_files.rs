@@ -498,3 +498,20 @@ fn a_bam_may_have_the_keys_of_both_norms() {
         bam!("logits", seed, out, "--tolerance", "1e-5").ok();
     }
 }
+
+/// transformers 4 fails on a longrope without a factor, so that a file of that version means nothing that it computes.
+#[test]
+fn a_longrope_of_transformers_4_without_a_factor_is_refused() {
+    let work = TempDir::new().unwrap();
+    let folder = changed(&work, "longrope", "mistral/seed", |config| {
+        config.insert("transformers_version".to_owned(), json!("4.57.6"));
+        config.insert(
+            "rope_scaling".to_owned(),
+            json!({
+                "rope_type": "longrope", "original_max_position_embeddings": 8,
+                "short_factor": [1.0, 1.2, 1.4, 1.6], "long_factor": [2.0, 3.0, 4.0, 5.0],
+            }),
+        );
+    });
+    assert_refused(&folder, &["transformers 4 and 5 compute differently"]);
+}

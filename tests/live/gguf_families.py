@@ -64,7 +64,7 @@ FAMILIES = {
     ),
     "glm4": ("families/glm4", (), {}),
     "gpt_neox": ("families/gpt_neox", (), {}),
-    "gpt_neox_sequential": ("families/gpt_neox_sequential", (), {}),
+    "gpt_neox_sequential": ("families/gpt_neox", (), dict(use_parallel_residual=False)),
     "ministral3": ("families/ministral3", (), dict(sliding_window=None)),
     "granitemoe": ("mixtures/granitemoe", (), {}),
 }  # fmt: skip

@@ -294,7 +294,11 @@ pub(super) fn rows() -> Vec<Row> {
             keys: &[("rope.dimension_count", 6.0), ("rope.scaling.factor", 2.0)],
             ..row("families/gpt_neox", "gptneox", FUSED)
         },
-        row("families/gpt_neox_sequential", "gptneox", FUSED),
+        Row {
+            keys: &[("rope.dimension_count", 6.0)],
+            change: |config| config["use_parallel_residual"] = json!(false),
+            ..row("families/gpt_neox", "gptneox", FUSED)
+        },
         Row {
             keys: &[
                 ("attention.temperature_scale", 0.4),
