@@ -30,6 +30,7 @@ pub mod memory;
 pub mod mergekit;
 pub mod model;
 pub mod notice;
+pub mod parameter;
 pub mod pipeline;
 pub mod printable;
 pub mod progress;

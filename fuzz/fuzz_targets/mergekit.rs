@@ -2,7 +2,7 @@
 #![no_main]
 
 use bam_convert::evaluate::prompts::Prompts;
-use bam_convert::mergekit::{LinearFile, MoeFile};
+use bam_convert::mergekit::{MergeFile, MoeFile};
 use bam_convert_fuzz::{bounded, file};
 use libfuzzer_sys::fuzz_target;
 
@@ -17,7 +17,7 @@ fuzz_target!(|data: &[u8]| {
                 moe.translate(&|_| Ok(None), &|_| false),
             );
         }
-        if let Ok(linear) = LinearFile::read(&path) {
+        if let Ok(linear) = MergeFile::read(&path) {
             let _ = linear.translate(&|_| Ok(None));
         }
         let _ = Prompts::read(&path, &["code".to_owned(), "law".to_owned()]);

@@ -63,6 +63,33 @@ pub enum Expression {
         /// One weight each.
         weights: Vec<f64>,
     },
+    /// `a` turned towards `b` by the part `t` of the angle between them, both seen as one vector: `s₀·a + s₁·b` with
+    /// `s₀ = sin((1−t)·θ)/sin θ` and `s₁ = sin(t·θ)/sin θ`; `(1−t)·a + t·b` where `|cos θ| > 0.9995`.
+    Slerp {
+        /// `a` and `b`.
+        of: Vec<Expression>,
+        /// Part of the way from `a` to `b`.
+        t: f64,
+    },
+    /// `of` with only its `⌊density·n⌋` values of largest magnitude, of equal ones the first; all others are 0.
+    Trim {
+        /// What keeps some of its `n` values.
+        of: Box<Expression>,
+        /// Part of the values that stay.
+        density: f64,
+        /// Whether what stays is scaled so that the sum of magnitudes stays as it was.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        rescale: bool,
+    },
+    /// The sum `w₀·of₀ + w₁·of₁ + …` of those terms only that have its sign, element by element; 0 counts as positive.
+    Elect {
+        /// What is added.
+        of: Vec<Expression>,
+        /// One weight each.
+        weights: Vec<f64>,
+        /// Whether each sum is divided by the sum of the weights of its terms.
+        normalize: bool,
+    },
     /// The values rounded to the output's dtype.
     Cast {
         /// What is rounded.
@@ -250,9 +277,12 @@ impl Expression {
             Self::Mean { of }
             | Self::Weighted { of, .. }
             | Self::Sum { of, .. }
+            | Self::Slerp { of, .. }
+            | Self::Elect { of, .. }
             | Self::Concat { of, .. }
             | Self::Stack { of } => of,
             Self::Cast { of }
+            | Self::Trim { of, .. }
             | Self::Dequantise { of }
             | Self::Permute { of, .. }
             | Self::Interleave { of, .. }
@@ -322,17 +352,21 @@ impl fmt::Display for Expression {
                 ..
             } => write!(f, "block_scaled({source}, {rows}×{columns})"),
             Self::Mean { of } => write!(f, "mean({})", Listed(of)),
-            Self::Weighted { of, weights } | Self::Sum { of, weights } => {
-                f.write_str(if matches!(self, Self::Sum { .. }) {
-                    "sum("
-                } else {
-                    "weighted("
+            Self::Weighted { of, weights }
+            | Self::Sum { of, weights }
+            | Self::Elect { of, weights, .. } => {
+                f.write_str(match self {
+                    Self::Sum { .. } => "sum(",
+                    Self::Elect { .. } => "elect(",
+                    _ => "weighted(",
                 })?;
                 for (number, (part, weight)) in of.iter().zip(weights).enumerate() {
                     write!(f, "{}{weight}·{part}", if number == 0 { "" } else { ", " })?;
                 }
                 f.write_str(")")
             }
+            Self::Slerp { of, t } => write!(f, "slerp({}, t {t})", Listed(of)),
+            Self::Trim { of, density, .. } => write!(f, "trim({of}, density {density})"),
             Self::Cast { of } => write!(f, "cast({of})"),
             Self::Dequantise { of } => write!(f, "dequantise({of})"),
             Self::Permute { of, heads } => write!(f, "permute({of}, heads {heads})"),

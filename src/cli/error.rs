@@ -101,6 +101,22 @@ pub enum CliError {
         /// The base.
         base: PathBuf,
     },
+    /// A method that starts from a base, without one.
+    #[error("--method {method} starts from a base model, but there is no --base")]
+    NoBase {
+        /// The method.
+        method: &'static str,
+    },
+    /// Parameters for other models than the command line names.
+    #[error("{}: has parameters of {expected} models, but --model names {found}, or weights", file.display())]
+    OtherModels {
+        /// The file.
+        file: PathBuf,
+        /// Models of the file.
+        expected: usize,
+        /// Models of the command line.
+        found: usize,
+    },
     /// A model whose cost cannot be computed.
     #[error("{}: {error}", path.display())]
     Cost {
@@ -276,6 +292,10 @@ impl CliError {
             Self::RepeatedMixture { .. } => "name them: NAME=DIR",
             Self::Base { .. } => "name one of the folders of --model with the same words",
             Self::LayoutOfClass { .. } => "leave --layout out",
+            Self::NoBase { .. } => "pass --base DIR: the model that the others were trained from",
+            Self::OtherModels { .. } => {
+                "pass as many models as the file, in its order, and no weights"
+            }
             Self::LayoutOfFile { .. } => {
                 "first convert to a folder with --layout, then convert that folder"
             }

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::path::PathBuf;
 
-use super::names::{FLOATS, GATE_MODES, LINEAR, OTHER_METHODS};
+use super::names::{FLOATS, GATE_MODES, METHODS, OTHER_METHODS};
 use crate::error::{ErrorPlace, Location, nearest, one_of};
 
 /// A rule that a configuration file breaks, with the line of the key.
@@ -12,7 +12,8 @@ use crate::error::{ErrorPlace, Location, nearest, one_of};
 pub enum MergekitError {
     /// A merge method of mergekit that bam-convert does not have.
     #[error(
-        "{at}: key `merge_method`: expected `{LINEAR}`, the method that runs here, found `{found}`, which only mergekit runs"
+        "{at}: key `merge_method`: found `{found}`, which only mergekit runs; expected {}",
+        one_of(METHODS)
     )]
     OtherMethod {
         /// Where the method is named.
@@ -22,7 +23,8 @@ pub enum MergekitError {
     },
     /// A merge method that mergekit does not have either.
     #[error(
-        "{at}: key `merge_method`: expected `{LINEAR}`, the method that runs here, found `{found}`"
+        "{at}: key `merge_method`: found `{found}`, expected {}",
+        one_of(METHODS)
     )]
     UnknownMethod {
         /// Where the method is named.
@@ -68,11 +70,15 @@ pub enum MergekitError {
         /// What the list holds.
         item: &'static str,
     },
-    /// `normalize` at one of the models.
-    #[error("{at}: key `normalize`: belongs to `parameters` at the top")]
-    NormalizeOfModel {
-        /// Where the key is.
+    /// A value that no parameter has.
+    #[error("{at}: key `{key}`: {problem}")]
+    Parameter {
+        /// Where the value is.
         at: Location,
+        /// The parameter.
+        key: String,
+        /// What was expected and found.
+        problem: String,
     },
     /// A model without a weight.
     #[error(
@@ -80,14 +86,6 @@ pub enum MergekitError {
     )]
     NoWeight {
         /// Where the model is named.
-        at: Location,
-    },
-    /// Weights that differ by layer or tensor.
-    #[error(
-        "{at}: key `weight`: expected a number: weights that differ by layer or tensor are not supported"
-    )]
-    WeightByTensor {
-        /// Where the weights are.
         at: Location,
     },
     /// A file where the folder of a model is expected.
@@ -221,12 +219,8 @@ impl MergekitError {
                 "run the file with mergekit-yaml, then give its output to bam-convert"
             }
             Self::UnknownMethod { found, .. } => {
-                let known = OTHER_METHODS.into_iter().chain([LINEAR]);
-                let near = nearest(found, known);
-                return Some(match near {
-                    Some(near) => format!("the nearest method of mergekit is `{near}`").into(),
-                    None => format!("`{LINEAR}` averages whole models").into(),
-                });
+                let near = nearest(found, OTHER_METHODS.into_iter().chain(METHODS))?;
+                return Some(format!("the nearest method of mergekit is `{near}`").into());
             }
             Self::OwnTokenizer { .. } => "leave it out",
             Self::TokenizerSource { .. } => {
@@ -251,8 +245,7 @@ impl MergekitError {
             Self::GateMode { found, .. } => return near(found, &GATE_MODES),
             Self::PartsOfModels { .. }
             | Self::EmptyList { .. }
-            | Self::NormalizeOfModel { .. }
-            | Self::WeightByTensor { .. }
+            | Self::Parameter { .. }
             | Self::FileAsModel { .. }
             | Self::SharedExperts { .. }
             | Self::UnknownArchitecture { .. }
@@ -273,8 +266,8 @@ impl MergekitError {
             | Self::DeepSeek { at, key, .. }
             | Self::NoOutput { at, key, .. } => (at, *key),
             Self::TokenizerSource { at, .. } => (at, "tokenizer_source"),
-            Self::NormalizeOfModel { at } => (at, "normalize"),
-            Self::NoWeight { at } | Self::WeightByTensor { at } => (at, "weight"),
+            Self::Parameter { at, key, .. } => (at, key.as_str()),
+            Self::NoWeight { at } => (at, "weight"),
             Self::SharedExpert { at } | Self::SharedExperts { at, .. } => (at, "shared_experts"),
             Self::UnknownArchitecture { at, .. } => (at, "architecture"),
             Self::ExpertsPerToken { at, .. } => (at, "experts_per_token"),

@@ -5,15 +5,16 @@
 //! `docs/reference/settings-files.md` has the table.
 
 mod error;
-mod linear;
+mod merge;
 mod model;
 mod moe;
 mod names;
 
 pub use error::MergekitError;
-pub use linear::LinearFile;
+pub use merge::{FileParameter, FileParameters, MergeFile};
 pub use model::Fetch;
 pub use moe::{MoeFile, Prompted};
+pub use names::METHODS;
 
 use std::path::Path;
 
@@ -22,8 +23,8 @@ use crate::Result;
 /// The kinds of mergekit's files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {
-    /// `mergekit-yaml`: an average of models.
-    Linear,
+    /// `mergekit-yaml`: a merge of models.
+    Merge,
     /// `mergekit-moe`: a mixture of experts.
     Moe,
 }
@@ -31,8 +32,8 @@ pub enum Dialect {
 impl Dialect {
     /// The dialect of a file with these keys; none where it is no file of mergekit.
     pub fn of<'a>(keys: impl Iterator<Item = &'a str> + Clone) -> Option<Self> {
-        if LinearFile::has_keys(keys.clone()) {
-            Some(Self::Linear)
+        if MergeFile::has_keys(keys.clone()) {
+            Some(Self::Merge)
         } else {
             MoeFile::has_keys(keys).then_some(Self::Moe)
         }
@@ -41,7 +42,7 @@ impl Dialect {
     /// The keys at the top of these files; the first are those that tell them from files of ours.
     pub fn keys(self) -> &'static [&'static str] {
         match self {
-            Self::Linear => &linear::KEYS,
+            Self::Merge => &merge::KEYS,
             Self::Moe => &moe::KEYS,
         }
     }
@@ -49,7 +50,7 @@ impl Dialect {
     /// The name of mergekit's program for these files.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Linear => "mergekit-yaml",
+            Self::Merge => "mergekit-yaml",
             Self::Moe => "mergekit-moe",
         }
     }
@@ -60,7 +61,7 @@ impl Dialect {
     /// Where the file asks for something that ours does not do.
     pub fn translate(self, file: &Path, fetch: Fetch, is_typed: IsTyped) -> Result<Translation> {
         match self {
-            Self::Linear => LinearFile::read(file)?.translate(fetch),
+            Self::Merge => MergeFile::read(file)?.translate(fetch),
             Self::Moe => MoeFile::read(file)?.translate(fetch, is_typed),
         }
     }
@@ -121,8 +122,8 @@ mod tests {
         let moe = known("zzz: 1\n", &|path| MoeFile::read(path).unwrap_err());
         assert_eq!(moe, listed(Dialect::Moe));
         let linear = known("merge_method: linear\nzzz: 1\n", &|path| {
-            LinearFile::read(path).unwrap_err()
+            MergeFile::read(path).unwrap_err()
         });
-        assert_eq!(linear, listed(Dialect::Linear));
+        assert_eq!(linear, listed(Dialect::Merge));
     }
 }

@@ -1,10 +1,13 @@
 //! Names that mergekit's files use, for both kinds of files and for errors about them.
 
-/// The merge method that bam-convert has.
+/// The merge method that is an average.
 pub(super) const LINEAR: &str = "linear";
 
+/// The merge methods that bam-convert has.
+pub const METHODS: [&str; 4] = [LINEAR, "slerp", "task_arithmetic", "ties"];
+
 /// Merge methods that only mergekit has.
-pub(super) const OTHER_METHODS: [&str; 21] = [
+pub(super) const OTHER_METHODS: [&str; 18] = [
     "arcee_fusion",
     "breadcrumbs",
     "breadcrumbs_ties",
@@ -22,10 +25,7 @@ pub(super) const OTHER_METHODS: [&str; 21] = [
     "ram",
     "ramplus_tl",
     "sce",
-    "slerp",
-    "task_arithmetic",
     "task_swapping",
-    "ties",
 ];
 
 /// Values of `gate_mode`; the first is mergekit's default.

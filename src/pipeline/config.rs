@@ -19,7 +19,7 @@ use crate::arguments::InputPath;
 use crate::checkpoint::filesystem::folder_of;
 use crate::checkpoint::yaml::place;
 use crate::error::nearest;
-use crate::mergekit::{Dialect, Fetch, IsTyped, LinearFile, Translation};
+use crate::mergekit::{Dialect, Fetch, IsTyped, MergeFile, Translation};
 use crate::{Error, Result};
 
 /// Whether a command line may have the flag.
@@ -142,9 +142,9 @@ fn read(
 
 /// The refusal of a file of mergekit that another command reads.
 fn other_command(file: &Path, program: &Program, dialect: Dialect) -> Error {
-    if dialect == Dialect::Linear
+    if dialect == Dialect::Merge
         // A method that runs nowhere here is the first thing to know.
-        && let Err(error) = LinearFile::read(file)
+        && let Err(error) = MergeFile::read(file)
     {
         return error;
     }

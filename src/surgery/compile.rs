@@ -33,7 +33,7 @@ pub(super) fn compile<'a>(
 
 impl<'a> Compilation<'a> {
     /// The node of an expression of this shape.
-    fn node(&self, expression: &'a Expression, shape: &[u64]) -> Result<Node<'a>> {
+    pub(super) fn node(&self, expression: &'a Expression, shape: &[u64]) -> Result<Node<'a>> {
         let boxed = |of: &'a Expression| self.node(of, shape).map(Box::new);
         let name = &self.layout.name;
         Ok(match expression {
@@ -55,6 +55,17 @@ impl<'a> Compilation<'a> {
             Expression::Mean { .. } | Expression::Weighted { .. } | Expression::Sum { .. } => {
                 self.sum(expression, shape)?
             }
+            Expression::Slerp { of, t } => self.slerp(of, *t, shape)?,
+            Expression::Trim {
+                of,
+                density,
+                rescale,
+            } => self.trimmed(boxed(of)?, *density, *rescale, shape)?,
+            Expression::Elect {
+                of,
+                weights,
+                normalize,
+            } => self.elected(of, weights, *normalize, shape)?,
             Expression::Cast { of } | Expression::Dequantise { of } => self.node(of, shape)?,
             Expression::Permute { .. }
             | Expression::Interleave { .. }

@@ -248,6 +248,36 @@ pub enum SurgeryError {
         "--norm-topk-prob true with --top-k 1 makes every gate 1, so the router gets no gradient"
     )]
     OneGate,
+    /// Another number of models than a merge method takes.
+    #[error("the method {method} takes {expected} models, the base among them, found {found}")]
+    NumberOfModels {
+        /// The method.
+        method: &'static str,
+        /// The numbers that it takes.
+        expected: String,
+        /// The models.
+        found: usize,
+    },
+    /// A parameter that a merge method needs and nothing says for a tensor.
+    #[error("tensor `{tensor}`: parameter `{key}`: is missing, expected a number")]
+    NoParameter {
+        /// The parameter.
+        key: &'static str,
+        /// The tensor of the output.
+        tensor: String,
+    },
+    /// A parameter that a merge method cannot use.
+    #[error("tensor `{tensor}`: parameter `{key}`: expected {expected}, found {found}")]
+    Parameter {
+        /// The parameter.
+        key: &'static str,
+        /// The tensor of the output.
+        tensor: String,
+        /// The values that it may have.
+        expected: &'static str,
+        /// Its value.
+        found: String,
+    },
     /// Weights of an average that cannot be.
     #[error("the weights {weights:?} cannot be divided by their sum {sum}")]
     MergeWeights {
@@ -312,6 +342,10 @@ impl SurgeryError {
                 "pass --attention-top-k soft, or make the mixture with --attention-gate softmax"
             }
             Self::OneGate => "pass --top-k 2 or more, or --norm-topk-prob false",
+            Self::NumberOfModels { .. } => "name models with --model, and the base with --base",
+            Self::NoParameter { .. } => {
+                "give it a value for all tensors, for example as a last choice without `filter`"
+            }
             Self::MergeWeights { .. } => "give finite weights that do not add up to 0",
             _ => return None,
         })

@@ -32,7 +32,7 @@ fn is_zero(expression: &Expression, sources: &[&Source]) -> bool {
         | Expression::Adapted { .. }
         | Expression::BlockScaled { .. }
         | Expression::Trained { .. } => false,
-        // All others are linear in their parts, or have none and are no zeros.
+        // All others make zeros of zeros, or have no parts and are no zeros.
         other => {
             let parts = other.parts();
             !parts.is_empty() && parts.iter().all(|part| is_zero(part, sources))

@@ -3,11 +3,14 @@
 use multiversion::multiversion;
 
 use super::drawn::{Noisy, Redrawn};
+use super::elected::Elected;
 use super::moved::Moved;
 use super::places::Scratch;
 use super::plan_error::PlanError;
 use super::random::Draws;
 use super::scaled::BlockScaled;
+use super::slerp::Slerp;
+use super::trimmed::Trimmed;
 use crate::checkpoint::folder::Checkpoint;
 use crate::checkpoint::writer::TensorLayout;
 use crate::checkpoint::{AdaptedTensor, Dtype, Encoding, TensorEntry, dtype};
@@ -28,6 +31,9 @@ pub(super) enum Node<'a> {
         weights: Option<&'a [f64]>,
         divisor: f64,
     },
+    Slerp(Slerp<'a>),
+    Trimmed(Box<Trimmed<'a>>),
+    Elected(Elected<'a>),
     Moved(Moved<'a>),
     Scaled {
         of: Box<Node<'a>>,
@@ -151,6 +157,9 @@ impl<'a> Node<'a> {
                 scratch.free.push(term);
                 Ok(())
             }
+            Self::Slerp(slerp) => slerp.values(first, out, scratch),
+            Self::Trimmed(trimmed) => trimmed.values(first, out, scratch),
+            Self::Elected(elected) => elected.values(first, out, scratch),
             Self::Moved(moved) => moved.fill(first, out, 1, scratch, Node::values),
             Self::Scaled { of, by } => {
                 of.values(first, out, scratch)?;
@@ -209,7 +218,20 @@ impl<'a> Node<'a> {
     ) -> Result<Error> {
         let mut value = [0.0];
         self.values(element, &mut value, scratch)?;
+        let parts: Vec<&Node> = match self {
+            Self::Sum { parts, .. } | Self::Elected(Elected { of: parts, .. }) => {
+                parts.iter().collect()
+            }
+            Self::Slerp(slerp) => slerp.parts().collect(),
+            Self::Trimmed(trimmed) => vec![trimmed.part()],
+            _ => Vec::new(),
+        };
         if !value[0].is_finite() {
+            for part in parts {
+                if part.is_not_finite(element, scratch)? {
+                    return part.blame(element, layout, scratch);
+                }
+            }
             match self {
                 Self::Read {
                     checkpoint,
@@ -232,13 +254,6 @@ impl<'a> Node<'a> {
                         value: value[0],
                     }
                     .into());
-                }
-                Self::Sum { parts, .. } => {
-                    for part in parts {
-                        if part.is_not_finite(element, scratch)? {
-                            return part.blame(element, layout, scratch);
-                        }
-                    }
                 }
                 Self::Moved(moved) => {
                     let (part, element) = moved.origin(element, scratch);

@@ -126,6 +126,18 @@ pub enum ExpressionRule {
         /// Number of parts.
         parts: usize,
     },
+    /// An interpolation of another number of tensors than two.
+    #[error("an interpolation is between 2 tensors, found {parts}")]
+    TwoParts {
+        /// Number of tensors.
+        parts: usize,
+    },
+    /// A part of a tensor's values that is below 0 or above 1.
+    #[error("expected a density from 0 to 1, found {found}")]
+    Density {
+        /// The density.
+        found: f64,
+    },
     /// A factor that is NaN or infinite.
     #[error("expected a finite factor, found {found}")]
     Factor {

@@ -1,23 +1,26 @@
-//! `mergekit-yaml` files with `merge_method: linear`: a weighted average.
+//! `mergekit-yaml` files: merges of whole models.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+use serde_json::Value;
 use serde_saphyr::Spanned;
 
 use super::Translation;
 use super::error::MergekitError;
 use super::model::{Fetch, float, folder};
-use super::names::{LINEAR, OTHER_METHODS};
+use super::names::{LINEAR, METHODS, OTHER_METHODS};
 use crate::checkpoint::dtype;
 use crate::checkpoint::yaml::{self, place};
 use crate::error::{InputError, Location};
+use crate::parameter::Parameter;
 use crate::{Error, Result};
 
 /// A configuration of `mergekit-yaml`.
 #[derive(Debug)]
-pub struct LinearFile {
+pub struct MergeFile {
     path: PathBuf,
     keys: Keys,
 }
@@ -61,18 +64,27 @@ struct Model {
     parameters: Option<Parameters>,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Parameters {
-    weight: Option<Spanned<Weight>>,
-    normalize: Option<Spanned<bool>>,
+/// Parameters under their names; which ones there are depends on the method.
+type Parameters = BTreeMap<String, Spanned<Value>>;
+
+/// A parameter of a file.
+#[derive(Clone, Debug)]
+pub struct FileParameter {
+    /// Its name.
+    pub key: String,
+    /// Where its value is.
+    pub at: Location,
+    /// Its value.
+    pub value: Parameter,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(untagged)]
-enum Weight {
-    Same(f64),
-    Other(IgnoredAny),
+/// The parameters of a file.
+#[derive(Clone, Debug)]
+pub struct FileParameters {
+    /// Parameters of the merge as a whole.
+    pub of_all: Vec<FileParameter>,
+    /// Parameters of each model, in the order of the file.
+    pub of_models: Vec<Vec<FileParameter>>,
 }
 
 /// The method of a file, whatever other keys it has.
@@ -81,10 +93,10 @@ struct AnyMethod {
     merge_method: Spanned<String>,
 }
 
-/// Refuses every method but [`LINEAR`].
+/// Refuses every method but [`METHODS`].
 fn refuse_other_method(path: &Path, method: &Spanned<String>) -> Result<()> {
     let name = method.value.as_str();
-    if name == LINEAR {
+    if METHODS.contains(&name) {
         return Ok(());
     }
     let (at, found) = (place(path, method.referenced), name.to_owned());
@@ -96,7 +108,7 @@ fn refuse_other_method(path: &Path, method: &Spanned<String>) -> Result<()> {
     Err(error.into())
 }
 
-impl LinearFile {
+impl MergeFile {
     /// Whether a file with these keys at its top is a configuration of `mergekit-yaml`.
     pub fn has_keys<'a>(mut keys: impl Iterator<Item = &'a str>) -> bool {
         keys.any(|key| key == KEYS[0])
@@ -121,13 +133,41 @@ impl LinearFile {
         place(&self.path, location)
     }
 
-    /// The same average in settings of `merge`.
+    /// The same merge in settings of `merge`.
     ///
     /// # Errors
-    /// Parts of models, weights that differ by layer or tensor, other tokenizers; each with its line.
+    /// Parts of models, and other tokenizers; each with its line.
     pub fn translate(&self, fetch: Fetch) -> Result<Translation> {
         let keys = &self.keys;
         self.refuse_unsupported()?;
+        let models = self.models()?;
+
+        let mut to = Translation::new();
+        let method = keys.merge_method.value.as_str();
+        if method == LINEAR && self.has_plain_weights()? {
+            self.weighted_models(models, &mut to, fetch)?;
+            if let Some(normalize) = self.parameter("normalize")? {
+                to.set("normalize", normalize.value);
+            }
+        } else {
+            to.set("method", method);
+            for model in models {
+                let path = folder(&self.path, "model", &model.model, fetch)?;
+                to.set("model", path.display());
+            }
+            if let Some(base) = &keys.base_model {
+                let path = folder(&self.path, "base_model", base, fetch)?;
+                to.set("base", path.display());
+            }
+            to.set("parameters", self.path.display());
+        }
+        self.dtypes(&mut to)?;
+        Ok(to)
+    }
+
+    /// The models of the file, at least one.
+    fn models(&self) -> Result<&[Model]> {
+        let keys = &self.keys;
         let Some(models) = &keys.models else {
             return Err(InputError::MissingKey {
                 at: self.at(keys.merge_method.referenced),
@@ -144,39 +184,89 @@ impl LinearFile {
             }
             .into());
         }
+        Ok(&models.value)
+    }
 
-        let mut to = Translation::new();
-        self.models(models, &mut to, fetch)?;
-        if let Some(normalize) = keys
-            .parameters
-            .as_ref()
-            .and_then(|of_all| of_all.normalize.as_ref())
-        {
-            to.set("normalize", normalize.value);
-        }
-        let compute = keys
-            .dtype
-            .as_ref()
-            .map(|name| float(&self.path, "dtype", name))
-            .transpose()?;
-        let out = keys
-            .out_dtype
-            .as_ref()
-            .map(|name| float(&self.path, "out_dtype", name))
-            .transpose()?;
+    /// The dtype of the output, and a note on what mergekit does beside.
+    fn dtypes(&self, to: &mut Translation) -> Result<()> {
+        let read = |key, name: &Option<Spanned<String>>| {
+            let dtype = name.as_ref().map(|name| float(&self.path, key, name));
+            dtype.transpose()
+        };
+        let compute = read("dtype", &self.keys.dtype)?;
+        let out = read("out_dtype", &self.keys.out_dtype)?;
         if let Some(dtype) = out.or(compute) {
             to.set("dtype", dtype::name(dtype));
         }
         if compute.is_some_and(|dtype| dtype.bitsize() < 32) {
             to.notes.push(
-                "dtype: weights are averaged in float64 as they are stored and rounded once; mergekit rounds them to dtype first"
+                "dtype: weights are merged in float64 as they are stored and rounded once; mergekit rounds them to dtype first"
                     .to_owned(),
             );
         }
-        Ok(to)
+        Ok(())
     }
 
-    /// Refuses keys whose effect our average does not have.
+    /// The parameters of the file.
+    ///
+    /// # Errors
+    /// Values that no parameter has, with their lines.
+    pub fn parameters(&self) -> Result<FileParameters> {
+        let list = |parameters: &Option<Parameters>| self.list(parameters.as_ref());
+        let of_models = self.models()?.iter();
+        let of_models = of_models.map(|model| list(&model.parameters));
+        Ok(FileParameters {
+            of_all: list(&self.keys.parameters)?,
+            of_models: of_models.collect::<Result<_>>()?,
+        })
+    }
+
+    fn list(&self, parameters: Option<&Parameters>) -> Result<Vec<FileParameter>> {
+        let parameters = parameters.into_iter().flatten();
+        // A parameter without a value is left to the method.
+        let given = parameters.filter(|(_, value)| !value.value.is_null());
+        let read = given.map(|(key, value)| {
+            let at = self.at(value.referenced);
+            match Parameter::from_value(&value.value) {
+                Ok(value) => Ok(FileParameter {
+                    key: key.clone(),
+                    at,
+                    value,
+                }),
+                Err(problem) => Err(MergekitError::Parameter {
+                    at,
+                    key: key.clone(),
+                    problem,
+                }
+                .into()),
+            }
+        });
+        read.collect()
+    }
+
+    /// A parameter of the merge as a whole.
+    fn parameter(&self, key: &str) -> Result<Option<FileParameter>> {
+        let of_all = self.list(self.keys.parameters.as_ref())?;
+        Ok(of_all.into_iter().find(|parameter| parameter.key == key))
+    }
+
+    /// Whether flags can say all parameters: a number for each model, and whether they are normalised.
+    fn has_plain_weights(&self) -> Result<bool> {
+        let FileParameters { of_all, of_models } = self.parameters()?;
+        let is_weight = |parameter: &FileParameter| {
+            parameter.key == "weight" && parameter.value.number().is_some()
+        };
+        let is_normalize = |parameter: &FileParameter| {
+            parameter.key == "normalize" && matches!(parameter.value, Parameter::Switch(_))
+        };
+        let mut of_models = of_models.iter().flatten();
+        Ok(
+            of_models.all(is_weight)
+                && of_all.iter().all(|all| is_weight(all) || is_normalize(all)),
+        )
+    }
+
+    /// Refuses keys whose effect our merges do not have.
     fn refuse_unsupported(&self) -> Result<()> {
         let keys = &self.keys;
         for (key, value) in [("slices", &keys.slices), ("modules", &keys.modules)] {
@@ -204,17 +294,9 @@ impl LinearFile {
         }
     }
 
-    fn models(
-        &self,
-        models: &Spanned<Vec<Model>>,
-        to: &mut Translation,
-        fetch: Fetch,
-    ) -> Result<()> {
-        let of_all = self
-            .keys
-            .parameters
-            .as_ref()
-            .and_then(|of_all| of_all.weight.as_ref());
+    /// The models of an average with their weights.
+    fn weighted_models(&self, models: &[Model], to: &mut Translation, fetch: Fetch) -> Result<()> {
+        let of_all = self.parameter("weight")?;
         let base = self
             .keys
             .base_model
@@ -222,28 +304,17 @@ impl LinearFile {
             .map(|base| Ok::<_, Error>((base, folder(&self.path, "base_model", base, fetch)?)));
         let base = base.transpose()?;
         let mut base_is_listed = false;
-        for model in &models.value {
+        for model in models {
             let path = folder(&self.path, "model", &model.model, fetch)?;
-            if let Some(normalize) = model
-                .parameters
-                .as_ref()
-                .and_then(|of_model| of_model.normalize.as_ref())
-            {
-                let at = self.at(normalize.referenced);
-                return Err(MergekitError::NormalizeOfModel { at }.into());
-            }
-            let own = model
-                .parameters
-                .as_ref()
-                .and_then(|of_model| of_model.weight.as_ref());
-            let weight = self.weight(own.or(of_all), model.model.referenced)?;
+            let own = self.list(model.parameters.as_ref())?;
+            let weight = self.weight(own.first().or(of_all.as_ref()), &model.model)?;
             to.set("model", format!("{}:{weight}", path.display()));
             base_is_listed |= base.as_ref().is_some_and(|(_, base)| *base == path);
         }
         if let Some((base, path)) = base {
             if !base_is_listed {
                 // mergekit adds it with the weight of all, and wants one.
-                let weight = self.weight(of_all, base.referenced)?;
+                let weight = self.weight(of_all.as_ref(), base)?;
                 to.set("model", format!("{}:{weight}", path.display()));
                 to.notes.push(format!(
                     "base_model is not among the models; like mergekit, it is added with the weight of all, {weight}"
@@ -254,26 +325,9 @@ impl LinearFile {
         Ok(())
     }
 
-    fn weight(
-        &self,
-        weight: Option<&Spanned<Weight>>,
-        model: serde_saphyr::Location,
-    ) -> Result<f64> {
-        let Some(weight) = weight else {
-            let at = self.at(model);
-            return Err(MergekitError::NoWeight { at }.into());
-        };
-        let at = self.at(weight.referenced);
-        match weight.value {
-            Weight::Same(number) if number.is_finite() => Ok(number),
-            Weight::Same(number) => Err(InputError::WrongValue {
-                at,
-                key: "weight".into(),
-                expected: "a finite number".into(),
-                found: number.to_string(),
-            }
-            .into()),
-            Weight::Other(_) => Err(MergekitError::WeightByTensor { at }.into()),
-        }
+    fn weight(&self, weight: Option<&FileParameter>, model: &Spanned<String>) -> Result<f64> {
+        let number = weight.and_then(|weight| weight.value.number());
+        let at = self.at(model.referenced);
+        number.ok_or_else(|| MergekitError::NoWeight { at }.into())
     }
 }
