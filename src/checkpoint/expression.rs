@@ -1,7 +1,5 @@
 //! The language of plans and manifests: how one output tensor follows from source tensors.
 
-use std::fmt;
-
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -80,6 +78,45 @@ pub enum Expression {
         /// Whether what stays is scaled so that the sum of magnitudes stays as it was.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         rescale: bool,
+    },
+    /// `of` with only its drawn values, each drawn with the same probability; all others are 0.
+    Thin {
+        /// What keeps some of its values.
+        of: Box<Expression>,
+        /// The probability that a value stays.
+        density: f64,
+        /// Seed of the generator.
+        seed: u64,
+        /// Key of the generator.
+        key: String,
+        /// Whether what stays is scaled so that the sum of magnitudes stays as it was.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        rescale: bool,
+    },
+    /// `of` with only its drawn values. The probability is `density − epsilon` for the smallest magnitude of a row, and grows
+    /// with the rank to `density + epsilon` for the largest.
+    ThinByRank {
+        /// What keeps some of its values.
+        of: Box<Expression>,
+        /// The mean probability that a value stays.
+        density: f64,
+        /// How far probabilities are from it at most.
+        epsilon: f64,
+        /// Seed of the generator.
+        seed: u64,
+        /// Key of the generator.
+        key: String,
+        /// Whether what stays is scaled so that the sum of magnitudes stays as it was.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        rescale: bool,
+    },
+    /// `s·a + (1−s)·b` with the average `a` of all but the first of `of`, which is `b`. With the mean cosine `c` between the `n`
+    /// differences from `b`, the share `s` is `n·c / (1 + (n−1)·c)`.
+    ModelStock {
+        /// The base, then at least two models.
+        of: Vec<Expression>,
+        /// Whether each row has a share of its own.
+        by_row: bool,
     },
     /// The sum `w₀·of₀ + w₁·of₁ + …` of those terms only that have its sign, element by element; 0 counts as positive.
     Elect {
@@ -278,11 +315,14 @@ impl Expression {
             | Self::Weighted { of, .. }
             | Self::Sum { of, .. }
             | Self::Slerp { of, .. }
+            | Self::ModelStock { of, .. }
             | Self::Elect { of, .. }
             | Self::Concat { of, .. }
             | Self::Stack { of } => of,
             Self::Cast { of }
             | Self::Trim { of, .. }
+            | Self::Thin { of, .. }
+            | Self::ThinByRank { of, .. }
             | Self::Dequantise { of }
             | Self::Permute { of, .. }
             | Self::Interleave { of, .. }
@@ -333,139 +373,5 @@ impl Expression {
                 .iter()
                 .for_each(|part| part.for_each_copy(visit)),
         }
-    }
-}
-
-/// In the plan's notation, tensor names left out: `mean(seed, code, law)`.
-impl fmt::Display for Expression {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        match self {
-            Self::Copy { source, .. } => f.write_str(source),
-            Self::Adapted { source, steps, .. } => {
-                let mut names: Vec<&str> = steps.iter().map(AdapterStep::source).collect();
-                names.dedup();
-                write!(f, "adapted({source}, {})", names.join(", "))
-            }
-            Self::BlockScaled {
-                source,
-                block: [rows, columns],
-                ..
-            } => write!(f, "block_scaled({source}, {rows}×{columns})"),
-            Self::Mean { of } => write!(f, "mean({})", Listed(of)),
-            Self::Weighted { of, weights }
-            | Self::Sum { of, weights }
-            | Self::Elect { of, weights, .. } => {
-                f.write_str(match self {
-                    Self::Sum { .. } => "sum(",
-                    Self::Elect { .. } => "elect(",
-                    _ => "weighted(",
-                })?;
-                for (number, (part, weight)) in of.iter().zip(weights).enumerate() {
-                    write!(f, "{}{weight}·{part}", if number == 0 { "" } else { ", " })?;
-                }
-                f.write_str(")")
-            }
-            Self::Slerp { of, t } => write!(f, "slerp({}, t {t})", Listed(of)),
-            Self::Trim { of, density, .. } => write!(f, "trim({of}, density {density})"),
-            Self::Cast { of } => write!(f, "cast({of})"),
-            Self::Dequantise { of } => write!(f, "dequantise({of})"),
-            Self::Permute { of, heads } => write!(f, "permute({of}, heads {heads})"),
-            Self::Interleave { of, heads } => write!(f, "interleave({of}, heads {heads})"),
-            Self::Slice {
-                of,
-                axis,
-                start,
-                length,
-                blocks,
-            } => {
-                write!(
-                    f,
-                    "slice({of}, axis {axis}, {start}..{}{})",
-                    start.saturating_add(*length),
-                    Blocks(*blocks)
-                )
-            }
-            Self::Concat { of, axis, blocks } => {
-                write!(f, "concat({}, axis {axis}{})", Listed(of), Blocks(*blocks))
-            }
-            Self::Stack { of } => write!(f, "stack({})", Listed(of)),
-            Self::Entry { of, index } => write!(f, "entry({of}, {index})"),
-            Self::Gather { of, at } => write!(f, "gather({of}, {at})"),
-            Self::Repeat { of, each, times } => {
-                write!(f, "repeat({of}, each {each}, times {times})")
-            }
-            Self::Scale { of, by } => write!(f, "scale({of}, by {by})"),
-            Self::AddNoise {
-                of,
-                std,
-                seed,
-                at: None,
-                ..
-            } => write!(f, "add_noise({of}, std {std}, seed {seed})"),
-            Self::AddNoise {
-                of,
-                std,
-                seed,
-                at: Some(at),
-                ..
-            } => {
-                write!(f, "add_noise({of}, std {std}, {at}, seed {seed})")
-            }
-            Self::Redraw {
-                of,
-                at,
-                std: None,
-                seed,
-                ..
-            } => {
-                write!(f, "redraw({of}, {at}, own mean and std, seed {seed})")
-            }
-            Self::Redraw {
-                of,
-                at,
-                std: Some(std),
-                seed,
-                ..
-            } => {
-                write!(f, "redraw({of}, {at}, std {std}, seed {seed})")
-            }
-            Self::Normal { std, seed } => write!(f, "normal(std {std}, seed {seed})"),
-            Self::Uniform { std, seed } => write!(f, "uniform(std {std}, seed {seed})"),
-            Self::Orthogonal { gain, seed } => write!(f, "orthogonal(gain {gain}, seed {seed})"),
-            Self::Trained { of } => write!(f, "trained({of})"),
-            Self::Constant { value } => write!(f, "constant({value})"),
-            Self::Identity => f.write_str("identity"),
-        }
-    }
-}
-
-/// In how many blocks an axis is cut or joined, where there are several.
-struct Blocks(u64);
-
-impl fmt::Display for Blocks {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        match self.0 {
-            1 => Ok(()),
-            blocks => write!(f, " in {blocks} blocks"),
-        }
-    }
-}
-
-/// Parts, separated by commas.
-struct Listed<'a>(&'a [Expression]);
-
-impl fmt::Display for Listed<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        self.0.iter().enumerate().try_for_each(|(number, part)| {
-            let comma = if number == 0 { "" } else { ", " };
-            write!(f, "{comma}{part}")
-        })
-    }
-}
-
-/// The axis and how many entries; the key, which names a layer, is left out as tensor names are.
-impl fmt::Display for Drawn {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "{} random of axis {}", self.length, self.axis)
     }
 }

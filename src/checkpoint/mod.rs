@@ -14,6 +14,7 @@ pub mod elsewhere;
 pub mod encoding;
 mod error;
 pub mod expression;
+mod expression_text;
 pub mod filesystem;
 pub mod folder;
 pub mod foreign;

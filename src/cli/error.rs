@@ -107,6 +107,14 @@ pub enum CliError {
         /// The method.
         method: &'static str,
     },
+    /// A slice of a model that is not named.
+    #[error("--slice names model {found}, but there are {models}")]
+    SliceModel {
+        /// The model, counted from 1.
+        found: usize,
+        /// The models of the command line.
+        models: usize,
+    },
     /// Parameters for other models than the command line names.
     #[error("{}: has parameters of {expected} models, but --model names {found}, or weights", file.display())]
     OtherModels {

@@ -1,5 +1,8 @@
 //! `merge`: several models of one shape as one.
 
+use std::ops::Range;
+use std::str::FromStr;
+
 use bam_convert::arguments::{CheckpointPath, InputPath, OutputPath, Weighted};
 use bam_convert::checkpoint::Dtype;
 use bam_convert::error::InputError;
@@ -8,6 +11,7 @@ use bam_convert::parameter::Parameter;
 use bam_convert::pipeline::{Declaration, StageUse};
 use bam_convert::surgery::Model;
 use bam_convert::surgery::merge::{MergeSettings, MergedModel, plan};
+use bam_convert::surgery::merge_slices::{MergeSlice, SliceSource};
 use bam_convert::surgery::merging::{BaseModel, MergeMethod, Parameters};
 use clap::Args;
 
@@ -18,10 +22,10 @@ use super::upcycle::float_dtype;
 use super::verb::Verb;
 use super::write::WriteArguments;
 
-/// Merge models of one shape: average them, interpolate between two, or add what they have learnt to a base.
+/// Merge models of one shape: average them, interpolate between two, add what they have learnt to a base, or stack their layers.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  bam-convert merge --model a:0.75 --model b:0.25 --out merged\n  bam-convert merge --method slerp --base a --model b --t 0.5 --out merged\n\n  bam-convert merge --method task_arithmetic --base seed --model a --model b --lambda 0.7 --out merged\n  bam-convert merge --method ties --base seed --model a --model b --density 0.5 --out merged"
+    after_help = "Examples:\n  bam-convert merge --model a:0.75 --model b:0.25 --out merged\n  bam-convert merge --method slerp --base a --model b --t 0.5 --out merged\n\n  bam-convert merge --method task_arithmetic --base seed --model a --model b --lambda 0.7 --out merged\n  bam-convert merge --method ties --base seed --model a --model b --density 0.5 --out merged\n\n  bam-convert merge --method dare_ties --base seed --model a --model b --density 0.3 --rng-seed 1 --out merged\n  bam-convert merge --method della --base seed --model a --model b --density 0.5 --epsilon 0.1 --out merged\n\n  bam-convert merge --method model_stock --base seed --model a --model b --out merged\n\n  bam-convert merge --method passthrough --model a --model b --slice 1:0-15 --slice 2:8-23 --out merged"
 )]
 pub struct Arguments {
     #[arg(long, value_name = "METHOD", default_value_t = MergeMethod::LINEAR, help = method_help())]
@@ -33,21 +37,38 @@ pub struct Arguments {
     /// `linear`: the first].
     #[arg(long, value_name = "DIR")]
     base: Option<CheckpointPath>,
-    /// Divide by the sum of the weights [default: true for `linear` and `ties`, otherwise false].
+    /// Divide by the sum of the weights [default: true for `linear`, `ties` and `della`, otherwise false].
     #[arg(long, value_name = "BOOL")]
     normalize: Option<bool>,
     /// Part of the way from the base to the other model (`slerp`).
     #[arg(long, value_name = "VALUE")]
     t: Option<Parameter>,
-    /// Part of each difference from the base that stays (`ties`) [default: 1].
+    /// Part of each difference from the base that stays (`ties`, `dare_linear`, `dare_ties`, `della`) [default: 1].
     #[arg(long, value_name = "VALUE")]
     density: Option<Parameter>,
-    /// Scale what stays of a difference so that the sum of its magnitudes is kept (`ties`) [default: false].
+    /// How far the chance of a value to stay is from the density at most, by its rank in its row (`della`) [default: 0.15].
+    #[arg(long, value_name = "VALUE")]
+    epsilon: Option<Parameter>,
+    /// Scale what stays of a difference so that the sum of its magnitudes is kept (as --density) [default: false for
+    /// `ties`, otherwise true].
     #[arg(long, value_name = "BOOL")]
     rescale: Option<bool>,
-    /// Factor on what is added to the base (`task_arithmetic`, `ties`) [default: 1].
+    /// Factor on what is added to the base (`task_arithmetic`, and as --density) [default: 1].
     #[arg(long, value_name = "VALUE")]
     lambda: Option<Parameter>,
+    /// Give each row of a tensor an angle of its own (`model_stock`) [default: false].
+    #[arg(long, value_name = "BOOL")]
+    filter_wise: Option<bool>,
+    /// Seed of everything random (`dare_linear`, `dare_ties`, `della`).
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    rng_seed: u64,
+    /// Factor on the tensors (`passthrough`) [default: 1].
+    #[arg(long, value_name = "VALUE")]
+    scale: Option<Parameter>,
+    /// Layers of the output: the number of a model, counted from 1, and its first and last layer, counted from 0. Repeat
+    /// it for the next slice; commas separate several models of one slice.
+    #[arg(long = "slice", value_name = "N:FIRST-LAST[,…]")]
+    slices: Vec<SliceFlag>,
     /// Take parameters from a file of mergekit-yaml, also the parameters of each model; flags win. A VALUE is a number, a list of
     /// numbers from the first layer to the last, or choices by name as in that file.
     #[arg(long, value_name = "FILE")]
@@ -60,6 +81,40 @@ pub struct Arguments {
     out: OutputPath,
     #[command(flatten)]
     write: WriteArguments,
+}
+
+/// What flags and a file say.
+struct MergeParameters {
+    of_all: Parameters,
+    of_models: Vec<Parameters>,
+    slices: Vec<MergeSlice>,
+}
+
+/// Layers of models that make one slice: the number of each model, counted from 0, and its layers.
+#[derive(Clone, Debug)]
+struct SliceFlag(Vec<(usize, Range<u64>)>);
+
+impl FromStr for SliceFlag {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let source = |text: &str| {
+            let (model, layers) = text.split_once(':')?;
+            let (first, last) = layers.split_once('-').unwrap_or((layers, layers));
+            let model = model.parse::<usize>().ok()?.checked_sub(1)?;
+            let end = last.parse::<u64>().ok()?.checked_add(1)?;
+            Some((model, first.parse().ok()?..end))
+        };
+        let sources: Option<_> = text.split(',').map(source).collect();
+        sources
+            .map(Self)
+            .ok_or_else(|| format!("expected a model and its layers, as in 1:0-7, found `{text}`"))
+    }
+}
+
+/// The flag of a parameter.
+fn flag(key: &str) -> String {
+    format!("--{}", key.replace('_', "-"))
 }
 
 fn method_help() -> String {
@@ -82,7 +137,11 @@ impl Verb for Arguments {
     }
 
     fn run(&self, printer: &Printer) -> Outcome {
-        let (parameters, of_models) = self.all_parameters()?;
+        let MergeParameters {
+            of_all: parameters,
+            of_models,
+            slices,
+        } = self.all_parameters()?;
         let mut models = Vec::with_capacity(self.models.len() + 1);
         let open = |number: usize, path: &CheckpointPath| {
             Model::open(&format!("model-{}", number + 1), path)
@@ -105,6 +164,8 @@ impl Verb for Arguments {
             base,
             parameters,
             dtype: self.dtype,
+            rng_seed: self.rng_seed,
+            slices,
         };
         let (plan, architecture, files) = plan(models, &settings)?;
         self.write
@@ -135,20 +196,23 @@ impl Arguments {
     }
 
     /// The parameters of the merge as a whole, and of each model: the flags, and what the file says beside them.
-    fn all_parameters(&self) -> error::Result<(Parameters, Vec<Parameters>)> {
+    fn all_parameters(&self) -> error::Result<MergeParameters> {
         let switch = |switch: Option<bool>| switch.map(Parameter::Switch);
         let flags = [
             ("normalize", switch(self.normalize)),
             ("t", self.t.clone()),
             ("density", self.density.clone()),
+            ("epsilon", self.epsilon.clone()),
             ("rescale", switch(self.rescale)),
+            ("scale", self.scale.clone()),
+            ("filter_wise", switch(self.filter_wise)),
             ("lambda", self.lambda.clone()),
         ];
         let given = flags.into_iter();
         let given = given.filter_map(|(key, parameter)| Some((key.to_owned(), parameter?)));
         let flags: Parameters = given.collect();
         for key in flags.keys() {
-            self.refuse_misplaced(&format!("--{key}"), key)?;
+            self.refuse_misplaced(&flag(key), key)?;
         }
         let has_weights = self.models.iter().any(|model| model.weight != 1.0);
         if has_weights {
@@ -160,26 +224,89 @@ impl Arguments {
                 let weight = Some(weight).filter(|(key, _)| self.method.has(key));
                 weight.into_iter().collect()
             };
-            return Ok((flags, self.models.iter().map(own).collect()));
+            let of_models: Vec<Parameters> = self.models.iter().map(own).collect();
+            return Ok(MergeParameters {
+                slices: self.slices(&of_models)?,
+                of_all: flags,
+                of_models,
+            });
         };
-        let FileParameters { of_all, of_models } = MergeFile::read(file)?.parameters()?;
-        if of_models.len() != self.models.len() || has_weights {
+        let file_parameters = MergeFile::read(file)?.parameters()?;
+        let expected = file_parameters.of_models.len();
+        if expected != self.models.len() || has_weights {
             return Err(CliError::OtherModels {
                 file: file.to_path_buf(),
-                expected: of_models.len(),
+                expected,
                 found: self.models.len(),
             });
         }
+        self.of_file(file_parameters, &flags)
+    }
+
+    /// The parameters of a file, of which flags replace what has the same name.
+    fn of_file(&self, file: FileParameters, flags: &Parameters) -> error::Result<MergeParameters> {
         let (own, all) = (self.method.of_model(), self.method.of_all());
-        let mut parameters = checked(of_all, [own, all].concat())?;
-        parameters.extend(flags.clone());
-        let mut each = Vec::with_capacity(of_models.len());
-        for of_model in of_models {
-            let mut own = checked(of_model, own.to_vec())?;
+        let known = [own, all].concat();
+        let own = |parameters: Vec<FileParameter>| {
+            let mut own = checked(parameters, own.to_vec())?;
             own.retain(|key, _| !flags.contains_key(key));
-            each.push(own);
+            Ok(own)
+        };
+        let of_models = file.of_models.into_iter().map(own);
+        let of_models = of_models.collect::<error::Result<Vec<Parameters>>>()?;
+        let mut slices = Vec::with_capacity(file.slices.len());
+        for slice in file.slices {
+            let mut sources = Vec::with_capacity(slice.sources.len());
+            for source in slice.sources {
+                sources.push(SliceSource {
+                    model: source.model,
+                    layers: source.layers,
+                    parameters: own(source.parameters)?,
+                });
+            }
+            let mut parameters = checked(slice.parameters, known.clone())?;
+            parameters.retain(|key, _| !flags.contains_key(key));
+            slices.push(MergeSlice {
+                sources,
+                parameters,
+            });
         }
-        Ok((parameters, each))
+        if !self.slices.is_empty() {
+            slices = self.slices(&of_models)?;
+        }
+        let mut of_all = checked(file.of_all, known)?;
+        of_all.extend(flags.clone());
+        Ok(MergeParameters {
+            of_all,
+            of_models,
+            slices,
+        })
+    }
+
+    /// The slices that flags name.
+    fn slices(&self, of_models: &[Parameters]) -> error::Result<Vec<MergeSlice>> {
+        let mut slices = Vec::with_capacity(self.slices.len());
+        for SliceFlag(sources) in &self.slices {
+            let mut slice = MergeSlice {
+                sources: Vec::with_capacity(sources.len()),
+                parameters: Parameters::new(),
+            };
+            for (model, layers) in sources {
+                let Some(parameters) = of_models.get(*model) else {
+                    return Err(CliError::SliceModel {
+                        found: model + 1,
+                        models: of_models.len(),
+                    });
+                };
+                slice.sources.push(SliceSource {
+                    model: *model,
+                    layers: layers.clone(),
+                    parameters: parameters.clone(),
+                });
+            }
+            slices.push(slice);
+        }
+        Ok(slices)
     }
 
     /// Refuses a flag of other methods.
@@ -223,7 +350,7 @@ mod tests {
         for key in MergeMethod::all_parameters() {
             let is_flag = command
                 .get_arguments()
-                .any(|flag| flag.get_long() == Some(key));
+                .any(|argument| argument.get_long() == flag(key).strip_prefix("--"));
             assert!(is_flag || matches!(key, "weight" | "int8_mask"), "{key}");
         }
     }

@@ -33,12 +33,18 @@ pub enum MergekitError {
         found: String,
     },
     /// A merge of parts of models.
-    #[error("{at}: key `{key}`: is not supported, expected `models`: whole models")]
+    #[error("{at}: key `{key}`: is not supported, expected `models` or `slices`")]
     PartsOfModels {
         /// Where the key is.
         at: Location,
-        /// `slices` or `modules`.
+        /// `modules`.
         key: &'static str,
+    },
+    /// Whole models and slices of models in one file.
+    #[error("{at}: key `slices`: is there beside `models`, expected one of both")]
+    ModelsAndSlices {
+        /// Where the slices are.
+        at: Location,
     },
     /// Another tokenizer or chat template than the base model's.
     #[error(
@@ -244,6 +250,7 @@ impl MergekitError {
             Self::NoPrompts { .. } => "give each expert positive_prompts, or say gate_mode: random",
             Self::GateMode { found, .. } => return near(found, &GATE_MODES),
             Self::PartsOfModels { .. }
+            | Self::ModelsAndSlices { .. }
             | Self::EmptyList { .. }
             | Self::Parameter { .. }
             | Self::FileAsModel { .. }
@@ -266,6 +273,7 @@ impl MergekitError {
             | Self::DeepSeek { at, key, .. }
             | Self::NoOutput { at, key, .. } => (at, *key),
             Self::TokenizerSource { at, .. } => (at, "tokenizer_source"),
+            Self::ModelsAndSlices { at } => (at, "slices"),
             Self::Parameter { at, key, .. } => (at, key.as_str()),
             Self::NoWeight { at } => (at, "weight"),
             Self::SharedExpert { at } | Self::SharedExperts { at, .. } => (at, "shared_experts"),

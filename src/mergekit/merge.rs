@@ -1,6 +1,7 @@
-//! `mergekit-yaml` files: merges of whole models.
+//! `mergekit-yaml` files: merges of whole models, or of slices of them.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -46,7 +47,7 @@ pub(super) const KEYS: [&str; 11] = [
 struct Keys {
     merge_method: Spanned<String>,
     models: Option<Spanned<Vec<Model>>>,
-    slices: Option<Spanned<IgnoredAny>>,
+    slices: Option<Spanned<Vec<Slice>>>,
     modules: Option<Spanned<IgnoredAny>>,
     base_model: Option<Spanned<String>>,
     parameters: Option<Parameters>,
@@ -61,6 +62,21 @@ struct Keys {
 #[serde(deny_unknown_fields)]
 struct Model {
     model: Spanned<String>,
+    parameters: Option<Parameters>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Slice {
+    sources: Spanned<Vec<SliceModel>>,
+    parameters: Option<Parameters>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SliceModel {
+    model: Spanned<String>,
+    layer_range: Spanned<[u64; 2]>,
     parameters: Option<Parameters>,
 }
 
@@ -85,6 +101,28 @@ pub struct FileParameters {
     pub of_all: Vec<FileParameter>,
     /// Parameters of each model, in the order of the file.
     pub of_models: Vec<Vec<FileParameter>>,
+    /// The slices; none where whole models are merged.
+    pub slices: Vec<FileSlice>,
+}
+
+/// Layers of the output of a file.
+#[derive(Clone, Debug)]
+pub struct FileSlice {
+    /// What they are made of.
+    pub sources: Vec<FileSource>,
+    /// Parameters of the slice as a whole.
+    pub parameters: Vec<FileParameter>,
+}
+
+/// Layers of a model in a slice of a file.
+#[derive(Clone, Debug)]
+pub struct FileSource {
+    /// Number of the model, in the order in which the file names models.
+    pub model: usize,
+    /// Its layers, counted from 0.
+    pub layers: Range<u64>,
+    /// Parameters of these layers.
+    pub parameters: Vec<FileParameter>,
 }
 
 /// The method of a file, whatever other keys it has.
@@ -140,19 +178,17 @@ impl MergeFile {
     pub fn translate(&self, fetch: Fetch) -> Result<Translation> {
         let keys = &self.keys;
         self.refuse_unsupported()?;
-        let models = self.models()?;
-
         let mut to = Translation::new();
         let method = keys.merge_method.value.as_str();
-        if method == LINEAR && self.has_plain_weights()? {
-            self.weighted_models(models, &mut to, fetch)?;
+        if method == LINEAR && keys.slices.is_none() && self.has_plain_weights()? {
+            self.weighted_models(self.models()?, &mut to, fetch)?;
             if let Some(normalize) = self.parameter("normalize")? {
                 to.set("normalize", normalize.value);
             }
         } else {
             to.set("method", method);
-            for model in models {
-                let path = folder(&self.path, "model", &model.model, fetch)?;
+            for model in self.names()? {
+                let path = folder(&self.path, "model", model, fetch)?;
                 to.set("model", path.display());
             }
             if let Some(base) = &keys.base_model {
@@ -187,6 +223,57 @@ impl MergeFile {
         Ok(&models.value)
     }
 
+    /// The names of all models: of each in `models`, or of those in slices once each.
+    fn names(&self) -> Result<Vec<&Spanned<String>>> {
+        let Some(slices) = &self.keys.slices else {
+            return Ok(self.models()?.iter().map(|model| &model.model).collect());
+        };
+        if self.keys.models.is_some() {
+            let at = self.at(slices.referenced);
+            return Err(MergekitError::ModelsAndSlices { at }.into());
+        }
+        let mut names: Vec<&Spanned<String>> = Vec::new();
+        for source in slices.value.iter().flat_map(|slice| &slice.sources.value) {
+            if names.iter().all(|name| name.value != source.model.value) {
+                names.push(&source.model);
+            }
+        }
+        if names.is_empty() {
+            return Err(MergekitError::EmptyList {
+                at: self.at(slices.referenced),
+                key: "slices",
+                item: "slice with sources",
+            }
+            .into());
+        }
+        Ok(names)
+    }
+
+    /// The slices of the file.
+    fn slices(&self) -> Result<Vec<FileSlice>> {
+        let Some(slices) = &self.keys.slices else {
+            return Ok(Vec::new());
+        };
+        let names = self.names()?;
+        let source = |source: &SliceModel| {
+            let is_model = |name: &&Spanned<String>| name.value == source.model.value;
+            let [start, end] = source.layer_range.value;
+            Ok(FileSource {
+                model: names.iter().position(is_model).unwrap_or(0),
+                layers: start..end,
+                parameters: self.list(source.parameters.as_ref())?,
+            })
+        };
+        let slice = |slice: &Slice| {
+            let sources = slice.sources.value.iter().map(source);
+            Ok(FileSlice {
+                sources: sources.collect::<Result<_>>()?,
+                parameters: self.list(slice.parameters.as_ref())?,
+            })
+        };
+        slices.value.iter().map(slice).collect()
+    }
+
     /// The dtype of the output, and a note on what mergekit does beside.
     fn dtypes(&self, to: &mut Translation) -> Result<()> {
         let read = |key, name: &Option<Spanned<String>>| {
@@ -213,11 +300,18 @@ impl MergeFile {
     /// Values that no parameter has, with their lines.
     pub fn parameters(&self) -> Result<FileParameters> {
         let list = |parameters: &Option<Parameters>| self.list(parameters.as_ref());
-        let of_models = self.models()?.iter();
-        let of_models = of_models.map(|model| list(&model.parameters));
+        let of_models = match &self.keys.slices {
+            Some(_) => vec![Vec::new(); self.names()?.len()],
+            None => {
+                let models = self.models()?.iter();
+                let of_models = models.map(|model| list(&model.parameters));
+                of_models.collect::<Result<_>>()?
+            }
+        };
         Ok(FileParameters {
             of_all: list(&self.keys.parameters)?,
-            of_models: of_models.collect::<Result<_>>()?,
+            of_models,
+            slices: self.slices()?,
         })
     }
 
@@ -252,7 +346,9 @@ impl MergeFile {
 
     /// Whether flags can say all parameters: a number for each model, and whether they are normalised.
     fn has_plain_weights(&self) -> Result<bool> {
-        let FileParameters { of_all, of_models } = self.parameters()?;
+        let FileParameters {
+            of_all, of_models, ..
+        } = self.parameters()?;
         let is_weight = |parameter: &FileParameter| {
             parameter.key == "weight" && parameter.value.number().is_some()
         };
@@ -269,11 +365,9 @@ impl MergeFile {
     /// Refuses keys whose effect our merges do not have.
     fn refuse_unsupported(&self) -> Result<()> {
         let keys = &self.keys;
-        for (key, value) in [("slices", &keys.slices), ("modules", &keys.modules)] {
-            if let Some(value) = value {
-                let at = self.at(value.referenced);
-                return Err(MergekitError::PartsOfModels { at, key }.into());
-            }
+        if let Some(value) = &keys.modules {
+            let at = self.at(value.referenced);
+            return Err(MergekitError::PartsOfModels { at, key: "modules" }.into());
         }
         for (key, value) in [
             ("tokenizer", &keys.tokenizer),

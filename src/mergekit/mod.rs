@@ -11,7 +11,7 @@ mod moe;
 mod names;
 
 pub use error::MergekitError;
-pub use merge::{FileParameter, FileParameters, MergeFile};
+pub use merge::{FileParameter, FileParameters, FileSlice, FileSource, MergeFile};
 pub use model::Fetch;
 pub use moe::{MoeFile, Prompted};
 pub use names::METHODS;

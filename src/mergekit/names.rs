@@ -4,24 +4,29 @@
 pub(super) const LINEAR: &str = "linear";
 
 /// The merge methods that bam-convert has.
-pub const METHODS: [&str; 4] = [LINEAR, "slerp", "task_arithmetic", "ties"];
+pub const METHODS: [&str; 9] = [
+    LINEAR,
+    "slerp",
+    "task_arithmetic",
+    "ties",
+    "dare_linear",
+    "dare_ties",
+    "della",
+    "model_stock",
+    "passthrough",
+];
 
 /// Merge methods that only mergekit has.
-pub(super) const OTHER_METHODS: [&str; 18] = [
+pub(super) const OTHER_METHODS: [&str; 13] = [
     "arcee_fusion",
     "breadcrumbs",
     "breadcrumbs_ties",
     "core_space",
-    "dare_linear",
-    "dare_ties",
-    "della",
     "della_linear",
     "karcher",
-    "model_stock",
     "multislerp",
     "nearswap",
     "nuslerp",
-    "passthrough",
     "ram",
     "ramplus_tl",
     "sce",

@@ -4,7 +4,7 @@
 
 use std::sync::Mutex;
 
-use super::compile_shape::{Compilation, inner, with_extent};
+use super::compile_shape::{Compilation, LARGEST_AXIS, inner, with_extent};
 use super::drawn::{Noisy, Redrawn};
 use super::fp8::is_scale_of_floats;
 use super::moved::{Moved, Rule};
@@ -18,9 +18,6 @@ use crate::checkpoint::expression::{AdapterStep, Drawn, Expression};
 use crate::checkpoint::writer::TensorLayout;
 use crate::checkpoint::{AdaptedTensor, OpenTensor};
 use crate::{Error, Result};
-
-/// Most entries of an axis that is drawn from: its order, and a row of them, are held whole at every level of an expression.
-const LARGEST_AXIS: u64 = 1 << 18;
 
 /// The expression of the tensor `layout`, ready to be computed; reads no data.
 pub(super) fn compile<'a>(
@@ -56,11 +53,10 @@ impl<'a> Compilation<'a> {
                 self.sum(expression, shape)?
             }
             Expression::Slerp { of, t } => self.slerp(of, *t, shape)?,
-            Expression::Trim {
-                of,
-                density,
-                rescale,
-            } => self.trimmed(boxed(of)?, *density, *rescale, shape)?,
+            Expression::Trim { .. } | Expression::Thin { .. } | Expression::ThinByRank { .. } => {
+                self.thinned(expression, shape)?
+            }
+            Expression::ModelStock { of, by_row } => self.stocked(of, *by_row, shape)?,
             Expression::Elect {
                 of,
                 weights,
@@ -425,7 +421,7 @@ impl<'a> Compilation<'a> {
     }
 
     /// A fault of this program: an expression of another kind.
-    fn unexpected(&self, other: &Expression) -> Error {
+    pub(super) fn unexpected(&self, other: &Expression) -> Error {
         self.fault(ExpressionRule::MovesNothing {
             expression: other.to_string(),
         })

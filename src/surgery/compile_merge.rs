@@ -1,12 +1,14 @@
 //! Expressions of merges, checked and ready to be computed.
 
-use super::compile_shape::Compilation;
+use super::compile_shape::{Compilation, LARGEST_AXIS};
 use super::elected::Elected;
 use super::first_pass::Whole;
 use super::node::Node;
 use super::plan_error::ExpressionRule;
+use super::random::Draws;
 use super::slerp::Slerp;
-use super::trimmed::Trimmed;
+use super::stocked::Stocked;
+use super::thinned::{Stays, Thinned};
 use crate::Result;
 use crate::checkpoint::expression::Expression;
 
@@ -31,19 +33,81 @@ impl<'a> Compilation<'a> {
         Ok(Node::Slerp(Slerp::new(of, t, self.whole(shape))))
     }
 
-    /// A tensor that keeps its largest values.
-    pub(super) fn trimmed(
+    /// A tensor that keeps some of its values.
+    pub(super) fn thinned(&self, expression: &'a Expression, shape: &[u64]) -> Result<Node<'a>> {
+        let whole = self.whole(shape);
+        let (of, rescale, stays) = match expression {
+            Expression::Trim {
+                of,
+                density,
+                rescale,
+            } => {
+                let keep = (self.probability(*density)? * whole.elements as f64) as u64;
+                let selection = Box::default();
+                (of, *rescale, Stays::Largest { keep, selection })
+            }
+            Expression::Thin {
+                of,
+                density,
+                seed,
+                key,
+                rescale,
+            } => {
+                let (density, draws) = (self.probability(*density)?, Draws::new(*seed, key));
+                (of, *rescale, Stays::Drawn { density, draws })
+            }
+            Expression::ThinByRank {
+                of,
+                density,
+                epsilon,
+                seed,
+                key,
+                rescale,
+            } => {
+                let stays = Stays::Ranked {
+                    probabilities: [
+                        self.probability(density - epsilon)?,
+                        self.probability(density + epsilon)?,
+                    ],
+                    draws: Draws::new(*seed, key),
+                    row: self.row(shape)?,
+                };
+                (of, *rescale, stays)
+            }
+            other => return Err(self.unexpected(other)),
+        };
+        let of = Box::new(self.node(of, shape)?);
+        Ok(Node::Thinned(Box::new(Thinned::new(
+            of, stays, rescale, whole,
+        ))))
+    }
+
+    /// A point between a base and the average of models.
+    pub(super) fn stocked(
         &self,
-        of: Box<Node<'a>>,
-        density: f64,
-        rescale: bool,
+        of: &'a [Expression],
+        by_row: bool,
         shape: &[u64],
     ) -> Result<Node<'a>> {
-        let whole = self.whole(shape);
-        let keep = (self.density(density)? * whole.elements as f64) as u64;
-        Ok(Node::Trimmed(Box::new(Trimmed::new(
-            of, keep, rescale, whole,
-        ))))
+        if of.len() < 3 {
+            let parts = of.len();
+            return Err(self.fault(ExpressionRule::FewModels { parts }));
+        }
+        let row = by_row.then(|| self.row(shape)).transpose()?;
+        let parts = of.iter().map(|part| self.node(part, shape));
+        let parts = parts.collect::<Result<_>>()?;
+        Ok(Node::Stocked(Stocked::new(parts, row, self.whole(shape))))
+    }
+
+    /// Values of a row, which is held whole.
+    fn row(&self, shape: &[u64]) -> Result<u64> {
+        match shape.last() {
+            Some(row) if *row > LARGEST_AXIS => Err(self.fault(ExpressionRule::LongAxis {
+                most: LARGEST_AXIS,
+                found: *row,
+            })),
+            row => Ok(row.copied().unwrap_or(1)),
+        }
     }
 
     /// A sum of elected terms.
@@ -66,7 +130,7 @@ impl<'a> Compilation<'a> {
         }))
     }
 
-    fn density(&self, density: f64) -> Result<f64> {
+    fn probability(&self, density: f64) -> Result<f64> {
         if (0.0..=1.0).contains(&density) {
             Ok(density)
         } else {

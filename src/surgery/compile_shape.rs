@@ -10,6 +10,9 @@ use crate::checkpoint::expression::Expression;
 use crate::checkpoint::writer::TensorLayout;
 use crate::{Error, Result};
 
+/// Most entries of an axis that is drawn from: its order, and a row of them, are held whole at every level of an expression.
+pub(super) const LARGEST_AXIS: u64 = 1 << 18;
+
 /// A tensor of the plan, and the sources that its expression reads.
 pub(super) struct Compilation<'a> {
     pub(super) layout: &'a TensorLayout,

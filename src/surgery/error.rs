@@ -278,6 +278,52 @@ pub enum SurgeryError {
         /// Its value.
         found: String,
     },
+    /// Layers that a model does not have.
+    #[error("slice {slice}: layers {} to {} are asked for, but models have {layers} layers", found[0], found[1])]
+    SliceLayers {
+        /// The slice, counted from 1.
+        slice: usize,
+        /// The first layer, and the one after the last.
+        found: [u64; 2],
+        /// The layers of a model.
+        layers: u64,
+    },
+    /// A slice of several lengths.
+    #[error("slice {slice}: expected {expected} layers of each model, found {found}")]
+    SliceLengths {
+        /// The slice, counted from 1.
+        slice: usize,
+        /// Layers of a model.
+        found: u64,
+        /// Layers of the first model.
+        expected: u64,
+    },
+    /// A slice of nothing.
+    #[error("slice {slice}: has no models, expected at least one")]
+    EmptySlice {
+        /// The slice, counted from 1.
+        slice: usize,
+    },
+    /// A slice without the base that the method starts from.
+    #[error("slice {slice}: has no layers of the base, which the method starts from")]
+    SliceWithoutBase {
+        /// The slice, counted from 1.
+        slice: usize,
+    },
+    /// Layers of different kinds that would become one.
+    #[error("slice {slice}: layers differ in their window, rotation or experts")]
+    SliceKinds {
+        /// The slice, counted from 1.
+        slice: usize,
+    },
+    /// An order of layers that a configuration cannot say.
+    #[error("{}: key `{key}`: cannot say the order of these slices", path.display())]
+    SliceOrder {
+        /// The configuration.
+        path: PathBuf,
+        /// What it would say wrongly.
+        key: &'static str,
+    },
     /// Weights of an average that cannot be.
     #[error("the weights {weights:?} cannot be divided by their sum {sum}")]
     MergeWeights {
@@ -342,6 +388,10 @@ impl SurgeryError {
                 "pass --attention-top-k soft, or make the mixture with --attention-gate softmax"
             }
             Self::OneGate => "pass --top-k 2 or more, or --norm-topk-prob false",
+            Self::SliceLayers { .. } => "layers are counted from 0",
+            Self::SliceOrder { .. } => {
+                "take slices in which layers of each kind come in the order that the models have"
+            }
             Self::NumberOfModels { .. } => "name models with --model, and the base with --base",
             Self::NoParameter { .. } => {
                 "give it a value for all tensors, for example as a last choice without `filter`"
@@ -355,6 +405,7 @@ impl SurgeryError {
     pub fn place(&self) -> ErrorPlace<'_> {
         match self {
             Self::NoRouterRows { path, tensor } => ErrorPlace::of(path).with_tensor(tensor),
+            Self::SliceOrder { path, key } => ErrorPlace::of(path).with_key(key),
             Self::SeveralExperts { path, .. }
             | Self::LinkedSum { path }
             | Self::RouterFileClosed { path }

@@ -161,7 +161,7 @@ impl Whole<'_> {
         parts: &[&Node],
         (first, count): (u64, u64),
         scratch: &mut Scratch,
-        mut visit: impl FnMut(u64, &[Vec<f64>]),
+        mut visit: impl FnMut(u64, &[Vec<f64>], &mut Scratch) -> Result<()>,
     ) -> Result<()> {
         let mut values: Vec<Vec<f64>> = parts
             .iter()
@@ -177,7 +177,7 @@ impl Whole<'_> {
                     return Err(part.blame(position + at as u64, self.layout, scratch)?);
                 }
             }
-            visit(position, &values);
+            visit(position, &values, scratch)?;
             position += length as u64;
         }
         scratch.free.append(&mut values);

@@ -1,6 +1,7 @@
 //! Several models of one shape as one.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use serde_json::{Map, Value, json};
 
@@ -9,6 +10,7 @@ use super::execute::OutputFile;
 use super::fit;
 use super::fit_tokenizer::ids_beyond;
 use super::fused::as_stored;
+use super::merge_slices::{self, MergeSlice, SliceSource, of_slice};
 use super::merging::{BaseModel, MergeMethod, MergedPart, MergedTensor, Parameters};
 use super::model::Model;
 use super::neutral::has_neutral_shared_expert;
@@ -17,10 +19,12 @@ use super::side_files;
 use crate::Result;
 use crate::card::{CardModel, ModelCard, Relation};
 use crate::checkpoint::dtype::{self, Dtype};
+use crate::checkpoint::expression::Expression;
 use crate::checkpoint::manifest::model_name;
-use crate::family::{Architecture, expert_names};
+use crate::family::{Architecture, TensorSpec, expert_names};
 use crate::markdown;
 use crate::parameter::Parameter;
+use crate::table;
 
 /// Settings of a merge.
 #[derive(Clone, Debug)]
@@ -33,6 +37,10 @@ pub struct MergeSettings {
     pub parameters: Parameters,
     /// Dtype of the output; the base's where absent.
     pub dtype: Option<Dtype>,
+    /// Seed of all random draws.
+    pub rng_seed: u64,
+    /// The layers of the output and what they are made of; whole models where empty.
+    pub slices: Vec<MergeSlice>,
 }
 
 /// A model of a merge.
@@ -59,7 +67,6 @@ pub fn plan(
         }
         .into());
     };
-    check_number(&models, settings)?;
     let mut notes: Vec<String> = ids_beyond(base)?.into_iter().collect();
     notes.extend(
         models
@@ -72,10 +79,12 @@ pub fn plan(
     {
         notes.extend(fit::check(base, other)?);
     }
-    let tensors = merged(base, &models, settings)?;
+    let slices = slices(&models, base, settings);
+    merge_slices::check(&slices, &base.architecture)?;
+    let (config, architecture) = merge_slices::stacked(base, &slices)?;
+    let tensors = merged(&architecture, &models, &slices, settings)?;
     let recorded = record(&models, base, settings);
-    let (config, of_config) =
-        side_files::recast(&base.config, &base.source.checkpoint, settings.dtype)?;
+    let (config, of_config) = side_files::recast(&config, &base.source.checkpoint, settings.dtype)?;
     notes.extend(of_config);
     let mut files = vec![side_files::json_file("config.json", &config)];
     files.extend(side_files::copies(base.companions()?));
@@ -88,11 +97,11 @@ pub fn plan(
         sources: side_files::named(sources()),
         settings: &recorded,
         model: Some(CardModel {
-            architecture: &base.architecture,
-            experts: expert_names(&base.source.checkpoint.path, &base.architecture)?,
+            architecture: &architecture,
+            experts: expert_names(&base.source.checkpoint.path, &architecture)?,
             has_tokenizer: side_files::has_tokenizer(&files),
             has_neutral_shared_expert: has_neutral_shared_expert(
-                &base.architecture,
+                &architecture,
                 &tensors,
                 sources(),
             )?,
@@ -103,7 +112,6 @@ pub fn plan(
         prompts: &[],
     };
     side_files::add_card(&mut files, &card)?;
-    let architecture = base.architecture.clone();
     let sources = models.into_iter().map(|merged| merged.model.source);
     Ok((
         Plan {
@@ -119,18 +127,36 @@ pub fn plan(
     ))
 }
 
+/// The slices of the settings; if they are empty, all layers of all models.
+fn slices(models: &[MergedModel], base: &Model, settings: &MergeSettings) -> Vec<MergeSlice> {
+    if !settings.slices.is_empty() {
+        return settings.slices.clone();
+    }
+    let sources = models.iter().enumerate();
+    let sources = sources.map(|(model, merged)| SliceSource {
+        model,
+        layers: 0..base.architecture.num_layers,
+        parameters: merged.parameters.clone(),
+    });
+    vec![MergeSlice {
+        sources: sources.collect(),
+        parameters: Parameters::new(),
+    }]
+}
+
 /// Refuses models that are too few or too many for the method.
-fn check_number(models: &[MergedModel], settings: &MergeSettings) -> Result<()> {
+fn check_number(models: usize, settings: &MergeSettings) -> Result<()> {
     let method = settings.method;
-    let expected = match (method.models(), method.base()) {
-        (Some(number), _) if number != models.len() => number.to_string(),
-        (None, BaseModel::Needed) if models.len() < 2 => "2 or more".to_owned(),
+    let least = method.least_models();
+    let expected = match method.models() {
+        Some(number) if number != models => number.to_string(),
+        None if models < least => format!("{least} or more"),
         _ => return Ok(()),
     };
     Err(SurgeryError::NumberOfModels {
         method: method.name(),
         expected,
-        found: models.len(),
+        found: models,
     }
     .into())
 }
@@ -153,9 +179,40 @@ fn record(models: &[MergedModel], base: &Model, settings: &MergeSettings) -> Map
             put(key, parameter.to_value());
         }
     }
+    if !settings.slices.is_empty() {
+        put("slices", settings.slices.iter().map(slice_text).collect());
+    }
+    if method.draws() {
+        put("rng_seed", json!(settings.rng_seed));
+    }
     put("base", json!(base.source.name));
     put("dtype", json!(settings.dtype.map(dtype::name)));
     recorded
+}
+
+/// A slice as `--slice` has it, with its parameters where it has some.
+fn slice_text(slice: &MergeSlice) -> Value {
+    let source = |source: &SliceSource| {
+        let Range { start, end } = source.layers;
+        format!("{}:{start}-{}", source.model + 1, end - 1)
+    };
+    let layers: Vec<String> = slice.sources.iter().map(source).collect();
+    let own = slice.sources.iter().map(|source| &source.parameters);
+    let own: Vec<Value> = own.map(as_json).collect();
+    let mut text = json!({"layers": layers.join(",")});
+    if own.iter().any(|own| own != &json!({})) {
+        text["own"] = json!(own);
+    }
+    if !slice.parameters.is_empty() {
+        text["parameters"] = as_json(&slice.parameters);
+    }
+    text
+}
+
+fn as_json(parameters: &Parameters) -> Value {
+    let values = parameters.iter();
+    let values = values.map(|(key, parameter)| (key.clone(), parameter.to_value()));
+    Value::Object(values.collect())
 }
 
 /// What the values of a parameter for each model are called.
@@ -163,59 +220,113 @@ fn of_models(key: &str) -> &str {
     match key {
         "weight" => "weights",
         "density" => "densities",
+        "epsilon" => "epsilons",
         other => other,
     }
 }
 
-/// The tensors of a model as its files have them.
-fn stored(model: &Model, dtype: Option<Dtype>) -> Result<Vec<PlannedTensor>> {
-    let tensors = model.specs.iter().map(|spec| {
-        let dtype = dtype.map_or_else(|| model.dtype(spec), Ok)?;
-        let (shape, part) = (spec.shape.clone(), model.averaged(spec)?);
-        Ok(PlannedTensor::new(&spec.name, dtype, shape, part))
+/// The tensors of a model that a slice is made of, under their names in the output, as files have them.
+fn stored<'a>(
+    model: &Model,
+    architecture: &Architecture,
+    specs: impl Iterator<Item = &'a TensorSpec>,
+    of_layer: impl Fn(u64) -> u64,
+) -> Result<Vec<PlannedTensor>> {
+    let by_place: BTreeMap<_, &TensorSpec> = model
+        .specs
+        .iter()
+        .map(|spec| (spec.place(), spec))
+        .collect();
+    let tensors = specs.map(|spec| {
+        let (role, bias, layer, expert) = spec.place();
+        let place = (role, bias, layer.map(&of_layer), expert);
+        let own = by_place.get(&place).copied().unwrap_or(spec);
+        let (dtype, part) = (model.dtype(own)?, model.averaged(own)?);
+        Ok(PlannedTensor::new(
+            &spec.name,
+            dtype,
+            spec.shape.clone(),
+            part,
+        ))
     });
-    as_stored(&model.architecture, tensors.collect::<Result<_>>()?)
+    as_stored(architecture, tensors.collect::<Result<_>>()?)
 }
 
 /// The tensors of the merge, as the base stores them.
 fn merged(
-    base: &Model,
+    architecture: &Architecture,
     models: &[MergedModel],
+    slices: &[MergeSlice],
     settings: &MergeSettings,
 ) -> Result<Vec<PlannedTensor>> {
-    let of_models = models
-        .iter()
-        .map(|merged| stored(&merged.model, settings.dtype));
-    let of_models: Vec<Vec<PlannedTensor>> = of_models.collect::<Result<_>>()?;
-    let positions = positions(&base.architecture)?;
-    let mut tensors = of_models[settings.base].clone();
-    for (number, tensor) in tensors.iter_mut().enumerate() {
-        let parts = of_models.iter().zip(models);
-        let parts = parts.map(|(tensors, merged)| MergedPart {
-            expression: tensors[number].expression.clone(),
-            parameters: &merged.parameters,
-        });
-        let merged = MergedTensor {
-            name: &tensor.layout.name,
-            position: positions.get(&tensor.layout.name).copied().unwrap_or(0.0),
-            parts: parts.collect(),
-            base: settings.base,
-            parameters: &settings.parameters,
-        };
-        tensor.expression = settings.method.expression(&merged)?;
+    let specs = architecture.tensors()?;
+    let mut tensors = Vec::with_capacity(specs.len());
+    let mut start = 0;
+    for (number, slice) in slices.iter().enumerate() {
+        check_number(slice.sources.len(), settings)?;
+        let base = slice
+            .sources
+            .iter()
+            .position(|source| source.model == settings.base);
+        if base.is_none() && settings.method.base() == BaseModel::Needed {
+            return Err(SurgeryError::SliceWithoutBase { slice: number + 1 }.into());
+        }
+        let base = base.unwrap_or(0);
+        let mut of_sources = Vec::with_capacity(slice.sources.len());
+        for source in &slice.sources {
+            let specs = of_slice(&specs, slices, number, start);
+            let layer = |layer: u64| layer - start + source.layers.start;
+            of_sources.push(stored(
+                &models[source.model].model,
+                architecture,
+                specs,
+                layer,
+            )?);
+        }
+        let positions = positions(architecture, |layer| {
+            slice.position(layer.saturating_sub(start))
+        })?;
+        for at in 0..of_sources[base].len() {
+            let own = &of_sources[base][at].layout;
+            let parts = of_sources.iter().zip(&slice.sources);
+            let parts = parts.map(|(tensors, source)| MergedPart {
+                expression: tensors[at].expression.clone(),
+                source: &models[source.model].model.source.name,
+                parameters: &source.parameters,
+            });
+            let merged = MergedTensor {
+                name: &own.name,
+                position: positions.get(&own.name).copied().unwrap_or(0.0),
+                parts: parts.collect(),
+                base,
+                parameters: [&slice.parameters, &settings.parameters],
+                seed: settings.rng_seed,
+            };
+            let dtype = settings.dtype.unwrap_or(own.dtype);
+            let mut expression = settings.method.expression(&merged)?;
+            if dtype != own.dtype && expression == merged.parts[base].expression {
+                let of = Box::new(expression);
+                expression = Expression::Cast { of };
+            }
+            let (name, shape) = (own.name.clone(), own.shape.clone());
+            tensors.push(PlannedTensor::new(name, dtype, shape, expression));
+        }
+        start += slice.length();
     }
     Ok(tensors)
 }
 
-/// Where each tensor is, by the name that it is stored under: 0 in the first layer, 1 in the last, and 0 outside of layers, as
+/// Where each tensor is, by the name that it is stored under: as `of_layer` says for layers, and 0 outside of layers, as
 /// mergekit counts.
-fn positions(architecture: &Architecture) -> Result<BTreeMap<String, f64>> {
-    let last = architecture.num_layers.saturating_sub(1).max(1) as f64;
+fn positions(
+    architecture: &Architecture,
+    of_layer: impl Fn(u64) -> f64,
+) -> Result<BTreeMap<String, f64>> {
     let specs = architecture.tensors()?;
     let fused = architecture.fused_projections(&specs)?;
     let mut positions: BTreeMap<String, f64> = BTreeMap::new();
     for spec in specs {
-        let position = spec.layer.map_or(0.0, |layer| layer as f64 / last);
+        let position = spec.layer.map_or(0.0, &of_layer);
         positions.insert(spec.name, position);
     }
     for whole in fused {
@@ -251,7 +362,14 @@ fn about(models: &[MergedModel], settings: &MergeSettings) -> String {
     };
     let sums = settings.parameters.get("normalize") == Some(&Parameter::Switch(false));
     let base = &names[settings.base];
+    let sliced = settings.slices.len();
     let what = match weights.as_deref() {
+        _ if sliced > 0 => format!(
+            "Layers of {} in {}, made with the method `{}`.",
+            names.join(", "),
+            table::counted(sliced as u64, "slice"),
+            settings.method.name()
+        ),
         Some(weights) if settings.method == MergeMethod::LINEAR => {
             if sums {
                 format!("The weighted sum of {}.", weighted(weights))

@@ -10,7 +10,8 @@ use super::plan_error::PlanError;
 use super::random::Draws;
 use super::scaled::BlockScaled;
 use super::slerp::Slerp;
-use super::trimmed::Trimmed;
+use super::stocked::Stocked;
+use super::thinned::Thinned;
 use crate::checkpoint::folder::Checkpoint;
 use crate::checkpoint::writer::TensorLayout;
 use crate::checkpoint::{AdaptedTensor, Dtype, Encoding, TensorEntry, dtype};
@@ -32,7 +33,8 @@ pub(super) enum Node<'a> {
         divisor: f64,
     },
     Slerp(Slerp<'a>),
-    Trimmed(Box<Trimmed<'a>>),
+    Thinned(Box<Thinned<'a>>),
+    Stocked(Stocked<'a>),
     Elected(Elected<'a>),
     Moved(Moved<'a>),
     Scaled {
@@ -158,7 +160,8 @@ impl<'a> Node<'a> {
                 Ok(())
             }
             Self::Slerp(slerp) => slerp.values(first, out, scratch),
-            Self::Trimmed(trimmed) => trimmed.values(first, out, scratch),
+            Self::Thinned(thinned) => thinned.values(first, out, scratch),
+            Self::Stocked(stocked) => stocked.values(first, out, scratch),
             Self::Elected(elected) => elected.values(first, out, scratch),
             Self::Moved(moved) => moved.fill(first, out, 1, scratch, Node::values),
             Self::Scaled { of, by } => {
@@ -223,7 +226,8 @@ impl<'a> Node<'a> {
                 parts.iter().collect()
             }
             Self::Slerp(slerp) => slerp.parts().collect(),
-            Self::Trimmed(trimmed) => vec![trimmed.part()],
+            Self::Thinned(thinned) => vec![thinned.part()],
+            Self::Stocked(stocked) => stocked.parts().iter().collect(),
             _ => Vec::new(),
         };
         if !value[0].is_finite() {

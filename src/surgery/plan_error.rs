@@ -132,6 +132,12 @@ pub enum ExpressionRule {
         /// Number of tensors.
         parts: usize,
     },
+    /// A point between fewer than a base and two models.
+    #[error("expected a base and 2 models or more, found {parts} tensors")]
+    FewModels {
+        /// Number of tensors.
+        parts: usize,
+    },
     /// A part of a tensor's values that is below 0 or above 1.
     #[error("expected a density from 0 to 1, found {found}")]
     Density {

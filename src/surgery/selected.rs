@@ -210,10 +210,11 @@ fn each(
     scratch: &mut Scratch,
     mut visit: impl FnMut(u64, u64),
 ) -> Result<()> {
-    whole.read(&[of], piece, scratch, |first, values| {
+    whole.read(&[of], piece, scratch, |first, values, _| {
         for (element, value) in (first..).zip(&values[0]) {
             visit(element, magnitude(*value));
         }
+        Ok(())
     })
 }
 

@@ -58,12 +58,13 @@ impl<'a> Slerp<'a> {
             |first, count| {
                 let mut sums = [0.0; 3];
                 self.whole
-                    .read(&parts, (first, count), scratch, |_, values| {
+                    .read(&parts, (first, count), scratch, |_, values, _| {
                         for (a, b) in values[0].iter().zip(&values[1]) {
                             sums[0] += a * a;
                             sums[1] += b * b;
                             sums[2] += a * b;
                         }
+                        Ok(())
                     })?;
                 Ok(sums)
             },

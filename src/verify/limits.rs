@@ -35,14 +35,37 @@ fn count(expression: &Expression, matches: &dyn Fn(&Expression) -> bool) -> usiz
         Expression::Adapted { steps, .. } => steps.len(),
         _ => 0,
     };
-    usize::from(matches(expression)) * (1 + steps)
-        + expression
-            .parts()
-            .iter()
-            .map(|part| count(part, matches))
-            .sum::<usize>()
+    // Rows are read once more for ranks and angles, at every level of an expression.
+    let reads = match expression {
+        Expression::ThinByRank { .. } | Expression::ModelStock { .. } => 2,
+        _ => 1,
+    };
+    let parts = expression.parts().iter();
+    let parts: usize = parts.map(|part| count(part, matches)).sum();
+    usize::from(matches(expression)) * (1 + steps) + parts.saturating_mul(reads)
 }
 
 fn is_orthogonal(expression: &Expression) -> bool {
     matches!(expression, Expression::Orthogonal { .. })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readings_that_double_at_every_level_are_refused() {
+        let nested = |levels: usize| {
+            (0..levels).fold(Expression::copy("a", "x"), |of, _| Expression::ThinByRank {
+                of: Box::new(of),
+                density: 0.5,
+                epsilon: 0.1,
+                seed: 0,
+                key: String::new(),
+                rescale: false,
+            })
+        };
+        assert!(too_much(&nested(3), &[4]).is_none());
+        assert!(too_much(&nested(12), &[4]).is_some());
+    }
 }

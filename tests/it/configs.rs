@@ -741,19 +741,26 @@ fn the_base_lends_configuration_and_tokenizer() {
     assert_eq!(read_json(bench.path("out/config.json"))["dtype"], "float32");
 }
 
-/// Merges that `fixtures/make_merges.py` computes in float64, and how many values mergekit rounds to a neighbour, or takes from
-/// other values of equal magnitude, as its sort is not stable.
-const MERGES: [(&str, usize, usize); 4] = [
-    ("slerp", 0, 0),
-    ("task-arithmetic", 28, 0),
-    ("ties", 13, 9),
-    ("ties-rescaled", 0, 4),
+/// Merges that `fixtures/make_merges.py` computes in float64, and how many values mergekit takes from other values of equal
+/// magnitude, as its sort is not stable. All others are equal to mergekit's or one step away.
+const MERGES: [(&str, usize); 11] = [
+    ("slerp", 0),
+    ("task-arithmetic", 0),
+    ("ties", 9),
+    ("ties-rescaled", 4),
+    ("dare-linear", 0),
+    ("dare-ties", 0),
+    ("della", 0),
+    ("model-stock", 0),
+    ("model-stock-rows", 0),
+    ("passthrough", 0),
+    ("slerp-slices", 0),
 ];
 
 #[test]
 fn merges_are_those_of_float64_and_of_mergekit_but_for_ties() {
     let exact = read_json(mergekit("merges.json"));
-    for (name, neighbours, others) in MERGES {
+    for (name, others) in MERGES {
         let bench = Bench::new();
         let out = bench.path("out");
         configured("merge", &mergekit(&format!("{name}.yaml")), &out, &["-q"]).ok();
@@ -761,20 +768,83 @@ fn merges_are_those_of_float64_and_of_mergekit_but_for_ties() {
         let theirs = read_file(&mergekit(&format!("{name}.safetensors")));
         let ours = read_folder(&out);
         assert!(ours.keys().eq(theirs.keys()));
-        let (mut near, mut far) = (0, 0);
+        let (mut near, mut far, mut all) = (0, 0, 0);
         for (tensor, of_mergekit) in &theirs {
-            assert_eq!(
-                sha256(&ours[tensor].bytes),
-                exact[name][tensor],
-                "{name} {tensor}"
-            );
-            for (a, b) in ours[tensor].values().into_iter().zip(of_mergekit.values()) {
-                let apart = (a - b).abs();
-                near += usize::from(apart > 0.0 && apart <= b.abs() / 128.0 + 1e-30);
-                far += usize::from(apart > b.abs() / 128.0 + 1e-30);
+            let found = sha256(&ours[tensor].bytes);
+            assert_eq!(found, exact[name][tensor], "{name} {tensor}");
+            let pairs = ours[tensor].values().into_iter();
+            for (a, b) in pairs.zip(of_mergekit.values()) {
+                // A step of bfloat16, and what float32 loses of terms that cancel each other.
+                let (apart, step) = ((a - b).abs(), b.abs() / 128.0 + 1e-6);
+                near += usize::from(apart > 0.0 && apart <= step);
+                far += usize::from(apart > step);
+                all += 1;
             }
         }
-        assert_eq!((near, far), (neighbours, others), "{name}");
+        assert_eq!(far, others, "{name}");
+        assert!(near < all / 200, "{name}: {near} of {all}");
+    }
+}
+
+#[test]
+fn drawn_merges_are_those_of_float64_and_replayed() {
+    let exact = read_json(mergekit("merges.json"));
+    for name in ["drawn-dare-linear", "drawn-dare-ties", "drawn-della"] {
+        let bench = Bench::new();
+        let out = bench.path("out");
+        let run = |threads: &str, more: &[&str]| {
+            let more = [&["-q", "--threads", threads][..], more].concat();
+            configured("merge", &mergekit(&format!("{name}.yaml")), &out, &more).ok();
+            read_folder(&out)
+        };
+        let ours = run("1", &[]);
+        for (tensor, found) in &ours {
+            assert_eq!(sha256(&found.bytes), exact[name][tensor], "{name} {tensor}");
+        }
+        assert!(ours == run("4", &["--force"]));
+        crate::common::against(&out).ok();
+        assert!(ours != run("4", &["--force", "--rng-seed", "1"]));
+        assert_eq!(bench.settings()["rng_seed"], 1);
+    }
+}
+
+#[test]
+fn slices_of_flags_are_stacked() {
+    let bench = Bench::new();
+    let [code, law] = ["code", "law"].map(|name| format!("fixtures/llama/{name}"));
+    let flags =
+        format!("method: passthrough\nmodel: [{code}, {law}]\nslice: [\"1:0-1\", \"2:1\"]\n");
+    bench.merge(&flags, &["-q"]).ok();
+    let out = bench.path("out");
+    bam!("validate", &out).ok();
+    crate::common::against(&out).ok();
+    assert_eq!(read_json(out.join("config.json"))["num_hidden_layers"], 3);
+    let (ours, law_tensors) = (read_folder(&out), read_folder(&fixture("llama/law")));
+    for part in ["mlp.up_proj", "self_attn.o_proj"] {
+        let name = |layer| format!("model.layers.{layer}.{part}.weight");
+        assert_same_tensor(&name(2), &ours[&name(2)], &law_tensors[&name(1)]);
+    }
+    for (from, to, parts) in [
+        (
+            "2:1",
+            "2:1-2",
+            &["slice 2", "layers 1 to 3", "have 2 layers"][..],
+        ),
+        ("2:1", "3:1", &["--slice names model 3, but there are 2"]),
+        (
+            "2:1",
+            "2:x",
+            &["expected a model and its layers, as in 1:0-7, found `2:x`"],
+        ),
+        ("2:1", "2:1,1:1", &["passthrough takes 1 models", "found 2"]),
+        (
+            "2:1",
+            "2:1,1:0-1",
+            &["slice 2: expected 1 layers of each model, found 2"],
+        ),
+    ] {
+        let text = flags.replace(from, to);
+        bench.merge(&text, &["--force"]).refused(2, parts);
     }
 }
 
@@ -831,6 +901,16 @@ fn flags_say_what_a_file_says() {
             &["settings.yaml:", "`lambda`"],
         ),
         (
+            flags.replace("ties", "della").replace("[0.3, 0.6]", "0.1"),
+            &[
+                "`epsilon`: expected 0 or more, and `density` further than it from 0 and 1, found 0.15",
+            ],
+        ),
+        (
+            format!("method: model_stock\nbase: {seed}\nmodel: {code}\n"),
+            &["model_stock takes 3 or more models", "found 2"],
+        ),
+        (
             flags.replace("method: ties", "method: tie"),
             &["did you mean `ties`?"],
         ),
@@ -848,7 +928,11 @@ fn other_merges_are_refused_by_name() {
     let cases: Vec<(String, &[&str])> = vec![
         (
             "merge_method: linear\nslices: [{sources: []}]\n".to_owned(),
-            &["settings.yaml:2:", "key `slices`", "`models`"],
+            &["settings.yaml:2:", "key `slices`: is empty"],
+        ),
+        (
+            with("slices: [{sources: [{model: a, layer_range: [0, 1]}]}]"),
+            &["settings.yaml:5:", "key `slices`", "beside `models`"],
         ),
         (
             "merge_method: linear\nmodules: {}\n".to_owned(),

@@ -3,8 +3,9 @@
 
     python mergekit.py BINARY FIXTURES    with the Python that has mergekit
 
-Every tensor but the routers must have mergekit's bytes, and router rows must be near. Averages may differ where float32
-cannot decide on which side of halfway a value is.
+Every tensor but the routers must have mergekit's bytes, and router rows must be near. Merges may differ by one step of
+bfloat16 where float32 cannot decide on which side of halfway a value is. TIES may differ where magnitudes are equal: mergekit
+keeps any of them.
 """
 
 import json
@@ -28,6 +29,22 @@ MIXTURES = [
 ]
 AVERAGES = [([1.0, 1.0, 1.0], True), ([0.2, 0.5, 0.3], True), ([1.0, -1.0, 0.5], False)]
 NEAR = 0.01
+SELF_ATTENTION = [{"filter": "self_attn", "value": [0.1, 0.9]}, {"value": 0.5}]
+# Method, parameters of both models beside the base, parameters of all.
+MERGES = [
+    ("slerp", None, {"t": SELF_ATTENTION}),
+    ("task_arithmetic", [{"weight": 0.5}, {"weight": SELF_ATTENTION}], {"lambda": 0.9}),
+    ("task_arithmetic", [{"weight": 0.5}, {"weight": 0.7}], {"normalize": True}),
+    ("ties", [{"weight": 0.5, "density": 0.4}, {"weight": [1, 0.3], "density": [0.2, 0.7]}], {}),
+    ("ties", [{"weight": 0.5}, {"weight": 1}], {"density": 0.6, "normalize": False, "rescale": True, "int8_mask": True}),
+    ("dare_linear", [{"weight": 0.5}, {"weight": 0.7}], {"density": 1}),
+    ("dare_ties", [{"weight": 0.5}, {"weight": 0.7}], {"density": 1, "lambda": 0.8}),
+    ("della", [{"weight": 0.5}, {"weight": 0.7}], {"density": 1}),
+    ("model_stock", [{}, {}], {}),
+    ("model_stock", [{}, {}], {"filter_wise": True}),
+]
+# Values of a merge that may be further away than one step, because magnitudes are equal.
+MOST_TIES = 40
 
 
 def main():
@@ -90,6 +107,33 @@ def main():
             step = (theirs.float() - ours.float()).abs()[apart]
             assert (step <= theirs.float().abs()[apart] * 2**-6 + 1e-6).all(), tensor
         print(f"linear {weights} normalize {normalize}: {differing} of {elements} elements differ")
+    base, code, law = (str(models["llama", name]) for name in ("base", "code", "law"))
+
+    def compare(name, settings):
+        near = far = elements = 0
+        for _, theirs, ours in both("merge", name, settings | {"dtype": "float32", "out_dtype": "bfloat16"}):
+            apart = (theirs.double() - ours.double()).abs()
+            step = theirs.double().abs() / 128 + 1e-6
+            near += int(((apart > 0) & (apart <= step)).sum())
+            far += int((apart > step).sum())
+            elements += theirs.numel()
+        assert far <= (MOST_TIES if settings["merge_method"] == "ties" else 0) and near < elements / 200, (name, near, far)
+        print(f"{name}: of {elements} values {near} differ by one step, {far} by more")
+
+    for number, (method, of_models, of_all) in enumerate(MERGES):
+        listed = [{"model": code}] if of_models is None else [
+            {"model": model, "parameters": own} for model, own in zip((code, law), of_models)
+        ]  # fmt: skip
+        compare(f"{method}-{number}", {"merge_method": method, "base_model": base, "models": listed, "parameters": of_all})
+    layers = len({name.split(".")[2] for name in load(Path(base)) if ".layers." in name})
+    whole = [{"model": model, "layer_range": [0, layers]} for model in (base, law)]
+    compare("slices", {"merge_method": "slerp", "base_model": base, "parameters": {"t": [0.2, 0.9]}, "slices": [
+        {"sources": whole}, {"sources": whole, "parameters": {"t": 0.7}},
+    ]})  # fmt: skip
+    compare("passthrough", {"merge_method": "passthrough", "slices": [
+        {"sources": [{"model": code, "layer_range": [0, layers]}]},
+        {"sources": [{"model": law, "layer_range": [layers - 1, layers], "parameters": {"scale": 0.3}}]},
+    ]})  # fmt: skip
     shutil.rmtree(work)
 
 

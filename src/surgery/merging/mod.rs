@@ -3,7 +3,11 @@
 //! A method is one file in this folder: its parameters, its paper, and its expressions. `METHODS` lists them, and no other code
 //! knows a method by its name but for `linear`, the default.
 
+mod dare;
+mod della;
 mod linear;
+mod model_stock;
+mod passthrough;
 mod rule;
 mod slerp;
 mod task_arithmetic;
@@ -19,11 +23,16 @@ pub use rule::{BaseModel, MergeRule, MergedPart, MergedTensor, Parameters};
 use crate::error::{nearest, one_of};
 
 /// Every method, in the order of `--help`.
-static METHODS: [&dyn MergeRule; 4] = [
+static METHODS: [&dyn MergeRule; 9] = [
     &linear::Linear,
     &slerp::Slerp,
     &task_arithmetic::TaskArithmetic,
     &ties::Ties,
+    &dare::DareLinear,
+    &dare::DareTies,
+    &della::Della,
+    &model_stock::ModelStock,
+    &passthrough::Passthrough,
 ];
 
 /// A method of the registry.

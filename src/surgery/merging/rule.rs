@@ -38,6 +38,19 @@ pub trait MergeRule: Sync {
         None
     }
 
+    /// The least number of models, the base among them.
+    fn least_models(&self) -> usize {
+        match self.base() {
+            BaseModel::IsModel => 1,
+            BaseModel::Needed => 2,
+        }
+    }
+
+    /// Whether it draws random numbers.
+    fn draws(&self) -> bool {
+        false
+    }
+
     /// A tensor of the output.
     ///
     /// # Errors
@@ -65,8 +78,10 @@ pub struct MergedTensor<'a> {
     pub parts: Vec<MergedPart<'a>>,
     /// The place of the base among the parts.
     pub base: usize,
-    /// The parameters of the merge as a whole.
-    pub parameters: &'a Parameters,
+    /// The parameters of the slice, and of the merge as a whole.
+    pub parameters: [&'a Parameters; 2],
+    /// Seed of all random draws.
+    pub seed: u64,
 }
 
 /// A tensor in one model.
@@ -74,6 +89,8 @@ pub struct MergedTensor<'a> {
 pub struct MergedPart<'a> {
     /// The tensor.
     pub expression: Expression,
+    /// The model, as the plan names it.
+    pub source: &'a str,
     /// The parameters of the model.
     pub parameters: &'a Parameters,
 }
@@ -88,6 +105,11 @@ impl MergedTensor<'_> {
     pub fn others(&self) -> impl Iterator<Item = &MergedPart<'_>> {
         let parts = self.parts.iter().enumerate();
         parts.filter_map(|(place, part)| (place != self.base).then_some(part))
+    }
+
+    /// The key of the draws for a model's task vector.
+    pub fn key(&self, part: &MergedPart) -> String {
+        format!("{}:{}", part.source, self.name)
     }
 
     /// A number: the model's own, else the merge's; `None` where neither says one for this tensor.
@@ -140,10 +162,16 @@ impl MergedTensor<'_> {
     fn setting(&self, part: Option<&MergedPart>, key: &str) -> Option<Setting> {
         let at = |parameters: &Parameters| parameters.get(key)?.at(self.name, self.position);
         part.and_then(|part| at(part.parameters))
-            .or_else(|| at(self.parameters))
+            .or_else(|| self.parameters.into_iter().find_map(at))
     }
 
-    fn refused(&self, key: &'static str, expected: &'static str, found: String) -> crate::Error {
+    /// The refusal of a parameter's value.
+    pub fn refused(
+        &self,
+        key: &'static str,
+        expected: &'static str,
+        found: String,
+    ) -> crate::Error {
         SurgeryError::Parameter {
             key,
             tensor: self.name.to_owned(),

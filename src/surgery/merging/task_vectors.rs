@@ -20,6 +20,20 @@ pub(super) fn added(tensor: &MergedTensor, of: Expression, factor: f64) -> Expre
     }
 }
 
+/// The base plus the sum of what `of` makes of each task vector, of values of the elected signs alone.
+pub(super) fn elected(
+    tensor: &MergedTensor,
+    normalize: bool,
+    of: impl Fn(&MergedPart) -> Result<Expression>,
+) -> Result<Expression> {
+    let elected = Expression::Elect {
+        of: tensor.others().map(of).collect::<Result<_>>()?,
+        weights: weights(tensor)?,
+        normalize: tensor.switch("normalize", normalize)?,
+    };
+    Ok(added(tensor, elected, lambda(tensor)?))
+}
+
 /// The weight of each model but the base.
 pub(super) fn weights(tensor: &MergedTensor) -> Result<Vec<f64>> {
     let weights = tensor

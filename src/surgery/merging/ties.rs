@@ -1,7 +1,7 @@
 //! The base plus trimmed task vectors, of which only the values of the elected sign are added.
 
 use super::rule::{MergeRule, MergedPart, MergedTensor};
-use super::task_vectors::{added, density, lambda, task_vector, weights};
+use super::task_vectors::{density, elected, task_vector};
 use crate::Result;
 use crate::checkpoint::expression::Expression;
 
@@ -26,13 +26,7 @@ impl MergeRule for Ties {
     }
 
     fn expression(&self, tensor: &MergedTensor) -> Result<Expression> {
-        let of = tensor.others().map(|part| trimmed(tensor, part));
-        let elected = Expression::Elect {
-            of: of.collect::<Result<_>>()?,
-            weights: weights(tensor)?,
-            normalize: tensor.switch("normalize", true)?,
-        };
-        Ok(added(tensor, elected, lambda(tensor)?))
+        elected(tensor, true, |part| trimmed(tensor, part))
     }
 }
 
