@@ -172,8 +172,8 @@ fn restacked(
     json
 }
 
-/// The tensors of the output that belong to slice number `number`, whose layers begin at `start`: its layers, before the first
-/// slice the embedding, and after the last the final norm and the head.
+/// The tensors of the output that belong to slice number `number`, whose layers begin at `start`. The embedding belongs to the
+/// first slice, the final norm and the head to the last.
 pub(super) fn of_slice<'a>(
     specs: &'a [TensorSpec],
     slices: &[MergeSlice],
