@@ -85,6 +85,10 @@ impl<'a> Metadata<'a> {
             ("attention.temperature_scale", 0.0),
             ("attn_logit_softcapping", 0.0),
             ("final_logit_softcapping", 0.0),
+            ("expert_weights_scale", 1.0),
+            // A softmax.
+            ("expert_gating_func", 1.0),
+            ("leading_dense_block_count", 0.0),
             ("logit_scale", 1.0),
             ("residual_scale", 1.0),
             ("embedding_scale", 1.0),
@@ -103,11 +107,7 @@ impl<'a> Metadata<'a> {
                 return Err(self.unexpected(&key, expected, value));
             }
         }
-        let sections = names.own_key("rope.dimension_sections");
-        if let Some(found) = self.gguf.metadata.get(&sections) {
-            let expected = format!("it absent, as in the {architecture} architecture");
-            return Err(self.unexpected(&sections, expected, found.describe()));
-        }
+        self.check_layer_kinds()?;
         let is_parallel = self.family.layouts.block != Block::Sequential;
         // Where the tensors say it, llama.cpp does not read the key, and files have it wrong.
         let by_tensors = self.family.keys.has(Field::ParallelBlock);
@@ -123,6 +123,31 @@ impl<'a> Metadata<'a> {
             {
                 let expected = format!("{neutral}, as in the {architecture} architecture");
                 return Err(self.unexpected(&key, expected, !neutral));
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses kinds of layers that the architecture does not have.
+    fn check_layer_kinds(&self) -> Result<()> {
+        let names = self.names()?;
+        let has_local = names.keys.contains_key(&Field::RopeLocalTheta);
+        let theta = self.gguf.float(&names.key(Field::RopeTheta)?)?;
+        let local = names.own_key("rope.freq_base_swa");
+        let is_other = !has_local && self.gguf.float(&local)? != theta;
+        let pattern = names.own_key("attention.sliding_window_pattern");
+        let period = names.window_period.map(i128::from);
+        let found = self.gguf.metadata.get(&pattern);
+        let has_other_pattern =
+            found.is_some_and(|found| period.is_none() || found.integer() != period);
+        for (key, is_refused) in [
+            (names.own_key("rope.dimension_sections"), true),
+            (local, is_other),
+            (pattern, has_other_pattern),
+        ] {
+            if let (Some(found), true) = (self.gguf.metadata.get(&key), is_refused) {
+                let expected = format!("it absent, as in the {} architecture", names.architecture);
+                return Err(self.unexpected(&key, expected, found.describe()));
             }
         }
         Ok(())

@@ -266,6 +266,15 @@ fn other_architectures_and_mixtures_are_refused_by_name() {
     );
     let error = refused(llama().u32("llama.attention.sliding_window", 9));
     assert_eq!(error.place().key, Some("llama.attention.sliding_window"));
+    for key in [
+        "llama.rope.freq_base_swa",
+        "llama.attention.sliding_window_pattern",
+        "llama.rope.dimension_sections",
+        "llama.attention.temperature_scale",
+    ] {
+        let error = refused(llama().f32(key, 2.0));
+        assert_eq!(error.place().key, Some(key));
+    }
     wrong_value(
         &refused(llama().bool("llama.attention.causal", false)),
         (
