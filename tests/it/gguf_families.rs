@@ -158,7 +158,7 @@ fn families_in_gguf_compute_what_their_folders_do() {
             continue;
         }
         let wide = folder.with_extension("f32");
-        let is_wide = row.source.starts_with("families/") || row.source.starts_with("mixtures/");
+        let is_wide = row.source.starts_with("families/");
         if !is_wide {
             bam!("convert", folder, wide, "--dtype", "f32").ok();
         }
