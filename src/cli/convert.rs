@@ -23,7 +23,7 @@ use super::write::WriteArguments;
 /// A GGUF file becomes a folder with config.json and tokenizer rebuilt from its metadata. Any other
 /// checkpoint keeps its tensors; with `--dtype` its floating-point tensors are rounded once to that dtype.
 /// A mixture of feed-forward experts can be taken to another family where that one holds it exactly (`--to`), and its
-/// experts put together or taken apart (`--layout`). `qwen3_next` holds attention experts, too, of Qwen 3 seeds. An archive for numpy (`--to npz`) has every tensor under its name. Numpy lacks
+/// experts put together or taken apart (`--layout`). With `--to qwen3_next`, a mixture of a Qwen 3 seed keeps its attention experts. An archive for numpy (`--to npz`) has every tensor under its name. Numpy lacks
 /// bf16, so tensors of bf16 become f32 with the same values.
 #[derive(Debug, Args)]
 #[command(

@@ -6,7 +6,6 @@ use std::borrow::Cow;
 use std::path::PathBuf;
 
 use super::architecture_fault::{ALL_ATTENTION_EXPERTS, ArchitectureFault};
-use super::model_types::QWEN3_NEXT;
 use super::role::Role;
 use crate::error::{ErrorPlace, nearest, one_of};
 
@@ -298,13 +297,7 @@ impl FamilyError {
                 let near = nearest(found, known.iter().map(String::as_str))?;
                 return Some(format!("the nearest known one is `{near}`").into());
             }
-            Self::CannotHold { target, .. } | Self::CannotSay { target, .. } => {
-                if target == QWEN3_NEXT {
-                    "the family `bam` holds it, and perhaps a GGUF file: bam-convert convert BAM OUT.gguf"
-                } else {
-                    "the family `bam` holds it"
-                }
-            }
+            Self::CannotHold { .. } | Self::CannotSay { .. } => "the family `bam` holds it",
             Self::NoTensorName { .. } => {
                 "name it in a format file and give that with --format FILE"
             }

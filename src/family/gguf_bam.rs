@@ -57,7 +57,7 @@ pub fn check(path: &Path, architecture: &Architecture) -> Result<()> {
     reasons.of_block(architecture);
     reasons.of_attention(architecture);
     if let Some(mixture) = &architecture.mixture {
-        reasons.of_mixture(mixture);
+        reasons.of_mixture(mixture, architecture.num_layers);
     }
     GgufModelError::of_reasons(path, ARCHITECTURE, architecture, reasons.0)
 }
@@ -140,8 +140,8 @@ impl Reasons {
     }
 
     /// Gates and experts.
-    fn of_mixture(&mut self, mixture: &Mixture) {
-        self.0.extend(gates_that_differ(mixture));
+    fn of_mixture(&mut self, mixture: &Mixture, num_layers: u64) {
+        self.0.extend(gates_that_differ(mixture, num_layers));
         self.refuse(mixture.expert_adapters, "it has no adapters");
         self.refuse(
             mixture.router_bias == RouterBias::Logits,

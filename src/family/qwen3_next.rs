@@ -9,14 +9,15 @@ use super::cannot_hold::{NEUTRAL_WIDTH, reasons};
 use super::config::Config;
 use super::error::FamilyError;
 use super::format::Family;
+use super::gguf_bam;
 use super::layout::{AttentionGate, AttentionKv, Layers};
 use super::mixture::Mixture;
 use super::model_types::QWEN3_NEXT;
 use super::role::Role;
 use super::stock::{Output, output};
 use super::tensors::TensorSpec;
-use super::wide_attention::{WideAttention, gates_that_differ};
-use crate::Result;
+use super::wide_attention::{WideAttention, expert_layers, gates_that_differ};
+use crate::{Error, Result};
 
 /// Its class.
 const CLASS: &str = "Qwen3NextForCausalLM";
@@ -49,26 +50,24 @@ impl Qwen3Next {
         let wide = side_by_side(model);
         let plain = without_attention_experts(mixture);
         let family = Family::named(BASE)?;
-        let mut refused: Vec<String> = gates_that_differ(mixture).collect();
+        let mut refused: Vec<String> = gates_that_differ(mixture, model.num_layers).collect();
         if model.attention_bias || model.attention_output_bias {
             refused.push("its gates would weight biases of attention, too".to_owned());
         }
-        let experts = mixture.attention_moe_layers.count(model.num_layers);
-        if mixture.attention_kv != AttentionKv::Merged && ![0, model.num_layers].contains(&experts)
-        {
+        let experts = expert_layers(mixture, model.num_layers);
+        if ![0, model.num_layers].contains(&experts) {
             refused.push(
                 "its layers have as many heads each, so attention experts are in all of them or in none".to_owned(),
             );
+        }
+        if model.partial_rotary_factor.is_some() && model.rope_scaling.is_some() {
+            refused.push("it scales rotary positions of whole heads only".to_owned());
         }
         if let Some(keys) = &family.mixture {
             refused.extend(reasons(&wide, &plain, &family, keys));
         }
         if !refused.is_empty() {
-            return Err(FamilyError::CannotHold {
-                target: QWEN3_NEXT.to_owned(),
-                reasons: refused,
-            }
-            .into());
+            return Err(refusal(model, source, refused));
         }
         let Output {
             architecture: base,
@@ -156,6 +155,18 @@ impl Qwen3Next {
             format: None,
             ..model.clone()
         }
+    }
+}
+
+/// The refusal of a model, with the forms that hold it.
+fn refusal(model: &Architecture, source: &Config, reasons: Vec<String>) -> Error {
+    let target = QWEN3_NEXT.to_owned();
+    let error = Error::from(FamilyError::CannotHold { target, reasons });
+    match gguf_bam::check(&source.path, model) {
+        Ok(()) => error.with_hint(
+            "the family `bam` holds it, and a GGUF file does: bam-convert convert BAM OUT.gguf",
+        ),
+        Err(_) => error,
     }
 }
 

@@ -1,8 +1,8 @@
 //! Attention experts as the heads of one attention, for programs whose heads have sigmoid gates.
 //!
-//! Attention experts side by side are one attention with more heads, and the gate of an expert weights its heads. Sigmoids are the
-//! gates of sigmoid routing but for a factor, which the output projection takes. The softmax of two logits is the sigmoid of
-//! their difference.
+//! Attention experts side by side are one attention with more heads, and the gate of an expert weights its heads. A gate of sigmoid
+//! routing is a sigmoid times a factor, and the output projection takes the factor. Of two logits, a softmax is the sigmoid
+//! of their difference.
 
 use super::architecture::Architecture;
 use super::layout::{AttentionGate, AttentionKv};
@@ -46,19 +46,30 @@ impl WideAttention {
     }
 }
 
-/// Why the gates of attention experts are no sigmoids of heads, each reason named.
-pub(super) fn gates_that_differ(mixture: &Mixture) -> impl Iterator<Item = String> + use<> {
+/// The number of layers with attention experts.
+pub(super) fn expert_layers(mixture: &Mixture, num_layers: u64) -> u64 {
+    match mixture.attention_kv {
+        AttentionKv::Merged => 0,
+        _ => mixture.attention_moe_layers.count(num_layers),
+    }
+}
+
+/// Why sigmoids of heads cannot compute the gates of attention experts, each reason named.
+pub(super) fn gates_that_differ(
+    mixture: &Mixture,
+    num_layers: u64,
+) -> impl Iterator<Item = String> + use<> {
     let experts = mixture.num_attention_experts;
-    let has_experts = mixture.attention_kv != AttentionKv::Merged;
+    let has_experts = expert_layers(mixture, num_layers) > 0;
     let chooses = has_experts && mixture.num_attention_experts_per_tok != experts;
     let is_softmax = has_experts && mixture.attention_gate == AttentionGate::Softmax && experts > 2;
     let reasons = [
         chooses.then(|| {
-            "every token goes to all attention experts (--attention-top-k soft)".to_owned()
+            "every token goes to all attention experts (upcycle --attention-top-k soft)".to_owned()
         }),
         is_softmax.then(|| {
             format!(
-                "a softmax over {experts} attention experts is no sigmoid; two experts fit, and --attention-gate sigmoid"
+                "a softmax over {experts} attention experts is no sigmoid; two experts fit, and any number made by upcycle --attention-gate sigmoid"
             )
         }),
     ];

@@ -21,7 +21,7 @@ use crate::checkpoint::manifest::model_name;
 use crate::checkpoint::{Encoding, format};
 use crate::family::described::{self, DescribedModel};
 use crate::family::gguf::GgufTensor;
-use crate::family::{Architecture, Config, PlainNeed, QWEN3_NEXT, Quantised, say_dtype};
+use crate::family::{Architecture, Config, PlainNeed, Quantised, say_dtype};
 use crate::{Error, Result};
 
 /// Name of the converted checkpoint in the plan.
@@ -96,6 +96,8 @@ pub fn plan(path: &Path, dtype: Option<Dtype>) -> Result<(Plan, Vec<OutputFile>)
             has_neutral_shared_expert: is_neutral(architecture.as_ref(), &tensors, &source)?,
             experts,
             tensors: &tensors,
+            has_rounded: false,
+            remark: None,
             notes: &notes,
         },
     )?;
@@ -144,6 +146,10 @@ pub(super) struct ConvertedModel<'a> {
     /// Whether its shared expert is there for its format alone, and adds nothing.
     pub(super) has_neutral_shared_expert: bool,
     pub(super) tensors: &'a [PlannedTensor],
+    /// Whether arithmetic on weights rounds them, beside what dtypes do.
+    pub(super) has_rounded: bool,
+    /// What is particular about the form, in sentences.
+    pub(super) remark: Option<String>,
     /// What a user should know.
     pub(super) notes: &'a [String],
 }
@@ -168,6 +174,8 @@ pub(super) fn add_card(files: &mut Vec<OutputFile>, converted: ConvertedModel) -
         experts,
         has_neutral_shared_expert,
         tensors,
+        has_rounded,
+        remark,
         notes,
     } = converted;
     let path = source.checkpoint.path.as_path();
@@ -176,7 +184,11 @@ pub(super) fn add_card(files: &mut Vec<OutputFile>, converted: ConvertedModel) -
     let title = title.filter(|_| source.checkpoint.described.is_some());
     let card = ModelCard {
         title: &title.unwrap_or_else(|| model_name(path)),
-        about: about(source, tensors, settings),
+        about: [Some(about(source, tensors, settings)), remark]
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>()
+            .join(" "),
         tags: if is_mixture { &["moe"] } else { &[] },
         relation: None,
         sources: side_files::named([source]),
@@ -190,9 +202,10 @@ pub(super) fn add_card(files: &mut Vec<OutputFile>, converted: ConvertedModel) -
         training: None,
         copy_of: Some(CopyOf {
             path,
-            same_values: !tensors
-                .iter()
-                .any(|tensor| rounds(&tensor.expression, tensor.layout.dtype, source)),
+            same_values: !has_rounded
+                && !tensors
+                    .iter()
+                    .any(|tensor| rounds(&tensor.expression, tensor.layout.dtype, source)),
         }),
         notes,
         prompts: &[],
@@ -212,13 +225,6 @@ fn about(source: &Source, tensors: &[PlannedTensor], settings: &Map<String, Valu
     let said = |key: &str| settings.get(key).and_then(Value::as_str);
     if let Some(to) = said("to") {
         sentences.push(format!("It has the names and the layout of `{to}`."));
-        if to == QWEN3_NEXT {
-            sentences.push(
-                "The heads of all attention experts are side by side, and gates weight each head as its expert. \
-                 transformers 4.57 computes it without a cache only (`use_cache=False`); version 5 needs nothing."
-                    .to_owned(),
-            );
-        }
     }
     let stored = quantised_as(&source.checkpoint);
     let largest = tensors.iter().max_by_key(|tensor| tensor.layout.length());
@@ -438,6 +444,8 @@ fn plan_described(
             has_neutral_shared_expert: is_neutral(architecture.as_ref(), &tensors, &source)?,
             experts,
             tensors: &tensors,
+            has_rounded: false,
+            remark: None,
             notes: &[],
         },
     )?;

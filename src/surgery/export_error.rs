@@ -76,6 +76,22 @@ pub enum ExportError {
         tensor: String,
         /// The norm of the first expert.
         first: String,
+        /// Layers whose experts differ.
+        layers: u64,
+        /// Layers of the model.
+        all: u64,
+    },
+    /// A norm whose weights lose too much when they are stored less one.
+    #[error("{}: tensor `{tensor}`: {} cannot hold it less one: a weight changes by {:.0} %", path.display(), dtype::name(*dtype).to_lowercase(), share * 100.0)]
+    NormRounds {
+        /// The mixture.
+        path: PathBuf,
+        /// The norm.
+        tensor: String,
+        /// The largest change, as a part of the weight.
+        share: f64,
+        /// The dtype of the output.
+        dtype: Dtype,
     },
     /// A `--dtype` that numpy does not have.
     #[error("numpy has no {}; expected f16, f32 or f64", dtype::name(*dtype))]
@@ -152,9 +168,16 @@ impl ExportError {
                 "leave --layout out, or pass --to with a family of transformers"
             }
             Self::GgufDtype { .. } => "pass --dtype f16, bf16 or f32",
-            Self::DifferentNorms { .. } => {
-                "train the specialists with --freeze q_norm,k_norm, so that they keep the seed's"
+            Self::DifferentNorms { layers, all, .. } => {
+                return Some(
+                    format!(
+                        "they differ in {layers} of {all} layers; transformers runs this BAM with its code, and vLLM with bam-vllm; \
+                         specialists trained with --freeze q_norm,k_norm keep the seed's norms"
+                    )
+                    .into(),
+                );
             }
+            Self::NormRounds { .. } => "pass --dtype f32",
             Self::NumpyDtype { .. } => "bf16 tensors are stored exactly in f32 without --dtype",
             Self::ArrayDtype { stored, .. } if dtype::is_float(*stored) => {
                 "pass --dtype f32 or f16"
@@ -184,6 +207,7 @@ impl ExportError {
             | Self::OtherFile { path, .. } => ErrorPlace::of(path),
             Self::ArrayDtype { path, tensor, .. }
             | Self::DifferentNorms { path, tensor, .. }
+            | Self::NormRounds { path, tensor, .. }
             | Self::Scales { path, tensor, .. }
             | Self::ArrayName { path, tensor }
             | Self::ArrayExtents { path, tensor, .. } => ErrorPlace::of(path).with_tensor(tensor),

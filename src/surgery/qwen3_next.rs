@@ -6,6 +6,7 @@ use serde_json::{Map, json};
 
 use super::convert::{ConvertedModel, SOURCE, add_card, converted, files_beside};
 use super::execute::{OutputFile, check_plan};
+use super::export_error::ExportError;
 use super::fit_error::FitError;
 use super::init::fresh;
 use super::model::Model;
@@ -21,6 +22,12 @@ use crate::family::{
 
 /// What makes up for a gate of a half, which a router of zeros gives.
 const UNGATED: f64 = 2.0;
+
+/// The relative change of a weight that is within float32's own rounding, and is not said.
+const LEAST_SHARE: f64 = 1e-6;
+
+/// The relative change of a weight that only an explicit `--dtype f32` accepts: as much as one step of bf16.
+const MOST_SHARE: f64 = 1.0 / 128.0;
 
 /// Plans the BAM in the folder `path` as a checkpoint of Qwen3-Next, its tensors in `dtype` or in their own.
 ///
@@ -42,7 +49,9 @@ pub fn plan(path: &Path, dtype: Option<Dtype>) -> Result<(Plan, Vec<OutputFile>)
     let planned = writer.tensors()?;
     let mut notes = target.notes.clone();
     notes.extend(model.unused_note());
-    notes.extend(writer.rounding(&planned)?);
+    let rounding = writer.rounding(&planned)?;
+    let has_rounded = rounding.is_some();
+    notes.extend(rounding);
     let tensors: Vec<PlannedTensor> = planned.into_iter().map(|(_, tensor)| tensor).collect();
 
     let mut json = target.config.clone();
@@ -57,6 +66,7 @@ pub fn plan(path: &Path, dtype: Option<Dtype>) -> Result<(Plan, Vec<OutputFile>)
     let experts = expert_names(path, &model.architecture)?;
     let described = target.described(&model.architecture);
     let has_neutral_shared_expert = mixture.shared_expert_intermediate_size.is_none();
+    let remark = Some(writer.remark());
     let mut source = model.source;
     source.side_files = files_beside(path);
     add_card(
@@ -68,6 +78,8 @@ pub fn plan(path: &Path, dtype: Option<Dtype>) -> Result<(Plan, Vec<OutputFile>)
             experts,
             has_neutral_shared_expert,
             tensors: &tensors,
+            has_rounded,
+            remark,
             notes: &notes,
         },
     )?;
@@ -163,69 +175,115 @@ impl Writer<'_> {
         }
     }
 
-    /// What a user should know of values that fewer than 32 bits round once more.
-    fn rounding(&self, planned: &[(Role, PlannedTensor)]) -> Result<Option<String>> {
-        let a = &self.parts.model.architecture;
-        let mut dtypes = planned.iter().map(|(_, tensor)| tensor.layout.dtype);
-        let narrow = dtypes.find(|dtype| dtype.bitsize() < Dtype::F32.bitsize());
-        let Some(dtype) = narrow else {
-            return Ok(None);
+    /// What is particular about the form, for the card.
+    fn remark(&self) -> String {
+        let heads = if self.parts.layer(0).has_experts() {
+            "The heads of all attention experts are side by side, and the gate of an expert weights each of its heads. "
+        } else {
+            ""
         };
-        let has_gates = self.parts.gates(self.parts.layer(0), 1).is_some();
-        let scale = self.mixture.attention_gate_scale;
-        let rounds = [
-            (
-                !a.norm_offset && self.rounds_norms(planned)?,
-                "weights of norms less one",
-            ),
-            (
-                has_gates && self.mixture.attention_gate == AttentionGate::Softmax,
-                "gates, which are differences of rows of routers",
-            ),
-            (
-                scale.is_some_and(|scale| scale.log2().fract() != 0.0),
-                "output projections times attention_gate_scale",
-            ),
-        ];
-        let rounds = rounds.iter().filter(|(rounds, _)| *rounds);
-        let rounds: Vec<&str> = rounds.map(|(_, what)| *what).collect();
-        let name = dtype::name(dtype).to_lowercase();
-        Ok((!rounds.is_empty()).then(|| {
-            format!(
-                "{name} rounds these once more: {}; --dtype f32 keeps them",
-                rounds.join("; ")
-            )
-        }))
+        format!(
+            "{heads}transformers 4.57 computes it without a cache only (`use_cache=False`); version 5 needs nothing."
+        )
     }
 
-    /// Whether the weight of any norm less one is rounded to the dtype that it is stored in.
-    fn rounds_norms(&self, planned: &[(Role, PlannedTensor)]) -> Result<bool> {
+    /// What a user should know of values that are rounded once more.
+    ///
+    /// # Errors
+    /// A norm that loses too much.
+    fn rounding(&self, planned: &[(Role, PlannedTensor)]) -> Result<Option<String>> {
+        let mut rounds = Vec::new();
+        let norm = self.norm_change(planned)?;
+        if let Some(change) = &norm
+            && change.share > LEAST_SHARE
+        {
+            let is_asked = self.dtype.is_some_and(|dtype| dtype.bitsize() >= 32);
+            if change.share > MOST_SHARE && !is_asked {
+                return Err(ExportError::NormRounds {
+                    path: self.parts.model.source.checkpoint.path.clone(),
+                    tensor: change.tensor.clone(),
+                    share: change.share,
+                    dtype: change.dtype,
+                }
+                .into());
+            }
+            rounds.push(format!(
+                "norms, which are stored less one (by {:.1e} of a weight at most, in `{}`)",
+                change.share, change.tensor
+            ));
+        }
+        let mut dtypes = planned.iter().map(|(_, tensor)| tensor.layout.dtype);
+        let narrow = dtypes.find(|dtype| dtype.bitsize() < Dtype::F32.bitsize());
+        if narrow.is_some() && self.parts.layer(0).has_experts() {
+            if self.mixture.attention_gate == AttentionGate::Softmax
+                && self.mixture.num_attention_experts > 1
+            {
+                rounds.push("gates, which are differences of rows of routers".to_owned());
+            }
+            let scale = self.mixture.attention_gate_scale;
+            if scale.is_some_and(|scale| scale.log2().fract() != 0.0) {
+                rounds.push("output projections times attention_gate_scale".to_owned());
+            }
+        }
+        let keeps = narrow.map_or("", |_| "; --dtype f32 keeps more");
+        Ok(
+            (!rounds.is_empty())
+                .then(|| format!("rounded once more: {}{keeps}", rounds.join("; "))),
+        )
+    }
+
+    /// The largest relative change of a weight of a norm; none where the class has norms as they are.
+    fn norm_change(&self, planned: &[(Role, PlannedTensor)]) -> Result<Option<NormChange>> {
+        if self.parts.model.architecture.norm_offset {
+            return Ok(None);
+        }
         let checkpoint = &self.parts.model.source.checkpoint;
         let (mut values, mut scratch) = (Vec::new(), Vec::new());
+        let mut worst: Option<NormChange> = None;
         for (_, tensor) in planned.iter().filter(|(role, _)| role.is_norm()) {
             let mut names = Vec::new();
             let of = &tensor.expression;
             of.for_each_copy(&mut |_, name| names.push(name));
+            let dtype = tensor.layout.dtype;
             for name in names {
                 let entry = checkpoint.tensor(name)?;
                 values.resize(entry.elements() as usize, 0.0);
                 checkpoint.read_values(entry, 0, &mut values, &mut scratch)?;
-                values.iter_mut().for_each(|value| *value -= 1.0);
-                if !holds(tensor.layout.dtype, &values) {
-                    return Ok(true);
+                let share = relative_change(dtype, &values);
+                if worst.as_ref().is_none_or(|worst| share > worst.share) {
+                    let tensor = name.to_owned();
+                    worst = Some(NormChange {
+                        tensor,
+                        share,
+                        dtype,
+                    });
                 }
             }
         }
-        Ok(false)
+        Ok(worst)
     }
 }
 
-/// Whether a dtype holds these values as they are.
-fn holds(dtype: Dtype, values: &[f64]) -> bool {
-    let mut bytes = vec![0; size_of_val(values)];
-    let mut rounded = values.to_vec();
-    let bytes = &mut bytes[..values.len() * dtype.bitsize() / 8];
-    dtype::encode(dtype, values, bytes)
-        && dtype::decode(dtype, bytes, &mut rounded)
-        && rounded == values
+/// What storing a norm less one changes.
+struct NormChange {
+    tensor: String,
+    /// Of a weight.
+    share: f64,
+    dtype: Dtype,
+}
+
+/// The largest relative change of a weight that is stored less one; the class adds one again.
+fn relative_change(dtype: Dtype, weights: &[f64]) -> f64 {
+    let mut stored: Vec<f64> = weights.iter().map(|weight| weight - 1.0).collect();
+    let mut bytes = vec![0; weights.len() * dtype.bitsize() / 8];
+    // Dtypes of weights are floats, which can be written and read.
+    let is_float =
+        dtype::encode(dtype, &stored, &mut bytes) && dtype::decode(dtype, &bytes, &mut stored);
+    let change = |(weight, stored): (&f64, &f64)| match stored + 1.0 - weight {
+        0.0 => 0.0,
+        change => (change / weight).abs(),
+    };
+    let changes = weights.iter().zip(&stored).map(change);
+    let largest = changes.fold(0.0, f64::max);
+    if is_float { largest } else { f64::INFINITY }
 }

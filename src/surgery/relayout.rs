@@ -102,6 +102,8 @@ pub fn plan(path: &Path, form: &Form) -> Result<(Plan, Architecture, Vec<OutputF
             has_neutral_shared_expert: is_neutral(Some(&wanted), &tensors, &source)?,
             experts,
             tensors: &tensors,
+            has_rounded: false,
+            remark: None,
             notes: &notes,
         },
     )?;

@@ -28,6 +28,11 @@ pub(super) struct WideLayer<'a> {
 }
 
 impl WideLayer<'_> {
+    /// Whether it has attention experts.
+    pub(super) fn has_experts(&self) -> bool {
+        self.router.is_some()
+    }
+
     /// Attention experts with queries of their own; none where the layer has one attention.
     fn experts(&self) -> Option<u64> {
         self.router.map(|_| self.wide.experts)
@@ -138,11 +143,32 @@ impl<'a> WideModel<'a> {
                     path: checkpoint.path.clone(),
                     tensor: other.name.clone(),
                     first: first.name.clone(),
+                    layers: self.layers_that_differ(experts)?,
+                    all: self.model.architecture.num_layers,
                 }
                 .into());
             }
         }
         Ok(self.model.source.copy(&first.name))
+    }
+
+    /// The number of layers whose experts have different norms of queries or keys.
+    fn layers_that_differ(&self, experts: u64) -> Result<u64> {
+        let checkpoint = &self.model.source.checkpoint;
+        let mut layers = 0;
+        for layer in 0..self.model.architecture.num_layers {
+            let mut differs = false;
+            for role in [Role::QNorm, Role::KNorm] {
+                let of = |expert| self.get((role, false, Some(layer), Some(expert)));
+                let Some(first) = of(0) else { continue };
+                for other in (1..experts).filter_map(of) {
+                    let (a, b) = (self.model.entry(first)?, self.model.entry(other)?);
+                    differs |= !checkpoint.same_bytes(a, b)?;
+                }
+            }
+            layers += u64::from(differs);
+        }
+        Ok(layers)
     }
 
     /// The rows of the gates of all heads, `each` for a head; none where the only gate is 1.

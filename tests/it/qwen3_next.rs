@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::common::{
-    against, bam, copy_folder, edit_json, edit_tensors, fixture, read_file, read_folder, read_json,
-    run, sha256,
+    Tensor, against, bam, copy_folder, edit_json, edit_tensors, fixture, read_file, read_folder,
+    read_json, run, sha256,
 };
 
 /// A specialist of Qwen 3 whose norms of queries and keys are the seed's.
@@ -200,6 +200,7 @@ fn norms_that_differ_are_refused_with_the_remedy() {
         2,
         &[
             "attention_experts.1.q_norm.weight`: differs from `",
+            "in 2 of 2 layers",
             "--freeze q_norm,k_norm",
         ],
     );
@@ -218,6 +219,53 @@ fn norms_that_differ_are_refused_with_the_remedy() {
 }
 
 #[test]
+fn a_norm_that_loses_too_much_is_refused_and_rounded_weights_lose_their_scores() {
+    let work = TempDir::new().unwrap();
+    let folder = mixture(2, &["--method", "bam"], work.path());
+    let card = "---\nlicense: mit\nmodel-index:\n- name: x\n  results: []\n---\n# A\n";
+    std::fs::write(folder.join("README.md"), card).unwrap();
+    let keeps_scores = |out: &Path| {
+        let card = std::fs::read_to_string(out.join("README.md")).unwrap();
+        assert_eq!(
+            card.contains("model-index"),
+            !card.contains("scores of that model are left out")
+        );
+        card.contains("model-index")
+    };
+    let (narrow, wide) = (work.path().join("narrow"), work.path().join("wide"));
+    bam!("convert", folder, narrow, "--to", "qwen3_next").ok();
+    assert!(!keeps_scores(&narrow));
+
+    edit_tensors(&folder, |tensors| {
+        let norm = tensors.get_mut("model.norm.weight").unwrap();
+        let mut values = norm.values();
+        values[3] = 0.01;
+        *norm = Tensor::new(norm.dtype, &norm.shape, &values);
+    });
+    let out = work.path().join("out");
+    bam!("convert", folder, out, "--to", "qwen3_next").refused(
+        2,
+        &[
+            "tensor `model.norm.weight`: bf16 cannot hold it less one: a weight changes by 17 %",
+            "pass --dtype f32",
+        ],
+    );
+    assert!(!out.exists());
+    let run = bam!(
+        "convert",
+        folder,
+        wide,
+        "--to",
+        "qwen3_next",
+        "--dtype",
+        "f32"
+    )
+    .ok();
+    assert!(!run.stderr.contains("rounded once more"), "{run}");
+    assert!(keeps_scores(&wide));
+}
+
+#[test]
 fn rounding_is_said_and_commands_say_what_they_can_do() {
     let work = TempDir::new().unwrap();
     let options = ["--method", "bam", "--attention-gate", "sigmoid"];
@@ -226,7 +274,10 @@ fn rounding_is_said_and_commands_say_what_they_can_do() {
     let said = bam!("convert", folder, out, "--to", "qwen3_next")
         .ok()
         .stderr;
-    assert!(said.contains("bf16 rounds these once more: "), "{said}");
+    assert!(
+        said.contains("rounded once more: norms, which are stored less one (by "),
+        "{said}"
+    );
     let card = std::fs::read_to_string(out.join("README.md")).unwrap();
     for part in [
         "AutoModelForCausalLM",
