@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::companions::COMPANIONS;
+use super::companions::{COMPANIONS, TEMPLATES};
 use super::error::CheckpointError;
 use super::json;
 use super::manifest::{MANIFEST, Manifest, Origin};
@@ -77,6 +77,7 @@ fn listed(folder: &Path) -> Result<Option<BTreeSet<PathBuf>>> {
         names.insert(TOKENS.to_owned());
         names.extend(shards);
         names.extend(COMPANIONS.map(str::to_owned));
+        names.insert(format!("{TEMPLATES}/tool_use.jinja"));
     }
     if names.is_empty() {
         return Ok(None);
@@ -92,12 +93,17 @@ fn token_shards(folder: &Path) -> Option<Vec<String>> {
     header.get("tokenizer_sha256")?;
     let splits = header.get("splits")?.as_object()?;
     let shards = splits.values().filter_map(Value::as_array).flatten();
-    let files = shards.filter_map(|shard| shard.get("file")?.as_str());
-    let both = files.flat_map(|file| {
-        let ends = Path::new(file).with_extension("ends");
-        [file.to_owned(), ends.to_string_lossy().into_owned()]
+    let files = shards.filter_map(|shard| Some((shard.get("file")?.as_str()?, shard.get("mask"))));
+    let all = files.flat_map(|(file, mask)| {
+        let beside = |ending| Path::new(file).with_extension(ending);
+        let beside = [Some(beside("ends")), mask.map(|_| beside("mask"))];
+        let beside = beside.into_iter().flatten();
+        std::iter::once(PathBuf::from(file)).chain(beside)
     });
-    Some(both.collect())
+    Some(
+        all.map(|path| path.to_string_lossy().into_owned())
+            .collect(),
+    )
 }
 
 /// Files in a folder that are not among `ours`, as paths within it; at most one more than an error names.

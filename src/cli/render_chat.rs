@@ -78,18 +78,32 @@ impl Renderers {
         template: &ChatTemplate,
         conversation: Conversation,
     ) -> Result<RenderedChat> {
+        let request = serde_json::to_vec(&template.request(conversation));
+        let mut request = request.map_err(|e| Error::compute("write a conversation", e))?;
+        request.push(b'\n');
+        // A job that was suspended finds its time over when it continues; the second attempt finds out.
+        let answer = match self.ask(&request)? {
+            Ok(answer) => answer,
+            Err(renderer) if renderer.is_late => match self.ask(&request)? {
+                Ok(answer) => answer,
+                Err(renderer) => return Err(renderer.ended(template)?),
+            },
+            Err(renderer) => return Err(renderer.ended(template)?),
+        };
+        answer.map_err(|problem| template.refused(&problem))
+    }
+
+    /// The answer of a process, or the process that has none.
+    fn ask(&self, request: &[u8]) -> Result<Result<Answer, Renderer>> {
         // A thread that panicked with the lock left whole processes.
         let idle = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = idle().pop();
         let mut renderer = kept.map_or_else(Renderer::start, Ok)?;
-        let request = serde_json::to_vec(&template.request(conversation));
-        let mut request = request.map_err(|e| Error::compute("write a conversation", e))?;
-        request.push(b'\n');
-        let Some(answer) = renderer.ask(&request) else {
-            return Err(renderer.ended(template)?);
+        let Some(answer) = renderer.ask(request) else {
+            return Ok(Err(renderer));
         };
         idle().push(renderer);
-        answer.map_err(|problem| template.refused(&problem))
+        Ok(Ok(answer))
     }
 }
 
@@ -97,6 +111,9 @@ impl Renderers {
 pub fn render(template: &ChatTemplate, conversation: Conversation) -> Result<String> {
     Ok(Renderers::default().render(template, conversation)?.text)
 }
+
+/// A conversation as it is laid out, or what is wrong with it.
+type Answer = Result<RenderedChat, String>;
 
 /// A child process that renders one conversation after the other.
 struct Renderer {
@@ -124,7 +141,7 @@ impl Renderer {
         let (sender, answers) = sync_channel(1);
         let read = move || {
             for line in BufReader::new(stdout).lines() {
-                // Nobody listens where the time is over.
+                // The receiver is gone where the time is over.
                 let Ok(true) = line.map(|line| sender.send(line).is_ok()) else {
                     break;
                 };
@@ -142,7 +159,7 @@ impl Renderer {
     }
 
     /// The answer to a request; none where the child ends, or takes too long.
-    fn ask(&mut self, request: &[u8]) -> Option<Result<RenderedChat, String>> {
+    fn ask(&mut self, request: &[u8]) -> Option<Answer> {
         // The end of the child says why it takes no more.
         let _ = self.requests.write_all(request);
         let answer = self.answers.recv_timeout(LONGEST);

@@ -9,6 +9,20 @@ use crate::model::chat::{ASSISTANT, Conversation};
 const KEYS: [&str; 3] = ["messages", "conversations", "prompt"];
 /// Keys of a line beside its conversation.
 const BESIDE: [&str; 3] = ["tools", "documents", "chat_template_kwargs"];
+/// Variables of a template that lines set by keys of their own.
+const RESERVED: [&str; 4] = ["messages", "tools", "documents", "add_generation_prompt"];
+/// Values within each other that a conversation may hold. The parser follows some more.
+const DEEPEST: usize = 100;
+
+/// Keys of messages by which other programs say whether an answer carries loss, and whether a value says that it does.
+type Mark = (&'static str, fn(&Value) -> bool);
+const MARKS: [Mark; 4] = [
+    ("weight", |mark| mark.as_f64() == Some(1.0)),
+    ("train", |mark| *mark == true),
+    ("training", |mark| *mark == true),
+    ("masked", |mark| *mark == false),
+];
+
 /// Names of speakers in `conversations`, and their roles.
 const SPEAKERS: [(&str, &str); 6] = [
     ("system", "system"),
@@ -42,7 +56,7 @@ pub(super) fn reads_column(columns: &[&str], column: &str) -> bool {
     let first = KEYS.into_iter().find(|key| columns.contains(key));
     first == Some(column)
         || first == Some("prompt") && column == "completion"
-        || first.is_some() && BESIDE.contains(&column)
+        || first.is_some() && (column == "system" || BESIDE.contains(&column))
 }
 
 /// The conversation of a line; `None` where the assistant says nothing in it.
@@ -60,6 +74,20 @@ pub(super) fn conversation(
     if !messages.iter().any(is_answer) {
         return Ok(None);
     }
+    if let Some(system) = given("system").filter(|system| **system != "") {
+        let expected = "none beside the conversation: write it as its first message";
+        return Err(wrong("system", expected, system));
+    }
+    for key in keys() {
+        if object.get(key).is_some_and(|value| depth(value) > DEEPEST) {
+            let expected = "at most 100 values within each other";
+            return Err(TurnProblem::Wrong {
+                key: key.to_owned(),
+                expected,
+                found: "more".to_owned(),
+            });
+        }
+    }
     Ok(Some(Conversation {
         messages,
         tools: given("tools")
@@ -70,11 +98,37 @@ pub(super) fn conversation(
             .transpose()?,
         add_generation_prompt: false,
         variables: match given("chat_template_kwargs") {
-            Some(Value::Object(variables)) => variables.clone(),
+            Some(Value::Object(variables)) => {
+                if let Some(key) = RESERVED
+                    .into_iter()
+                    .find(|key| variables.contains_key(*key))
+                {
+                    let expected = "other variables of the template";
+                    let key = format!("chat_template_kwargs.{key}");
+                    return Err(wrong(key, expected, &object["chat_template_kwargs"]));
+                }
+                variables.clone()
+            }
             Some(other) => return Err(wrong("chat_template_kwargs", "an object", other)),
             None => Map::new(),
         },
     }))
+}
+
+/// How many values are within each other, this one counted.
+fn depth(value: &Value) -> usize {
+    1 + match value {
+        Value::Array(items) => items.iter().map(depth).max().unwrap_or(0),
+        Value::Object(items) => items.values().map(depth).max().unwrap_or(0),
+        _ => 0,
+    }
+}
+
+/// The keys of a line that are read.
+pub(super) fn keys() -> impl Iterator<Item = &'static str> {
+    KEYS.into_iter()
+        .chain(["completion", "system"])
+        .chain(BESIDE)
 }
 
 fn is_answer(message: &Map<String, Value>) -> bool {
@@ -123,10 +177,13 @@ fn messages(key: &str, value: &Value) -> Result<Vec<Map<String, Value>>, TurnPro
         if !role.is_string() {
             return Err(wrong(format!("{key}.role"), "a string", role));
         }
-        // Every answer carries loss, so this one would be ignored.
-        if let Some(weight) = message.get("weight").filter(|weight| !weight.is_null()) {
-            let key = format!("{key}.weight");
-            return Err(wrong(key, "no weight: every answer carries loss", weight));
+        // Every answer carries loss, so these would be ignored.
+        for (name, is_usual) in MARKS {
+            let mark = message.get(name).filter(|mark| !mark.is_null());
+            if let Some(mark) = mark.filter(|mark| !is_usual(mark)) {
+                let expected = "none: every answer carries loss";
+                return Err(wrong(format!("{key}.{name}"), expected, mark));
+            }
         }
         messages.push(message.clone());
     }
@@ -196,6 +253,11 @@ fn message(role: &str, content: &str) -> Map<String, Value> {
         .collect()
 }
 
+/// A conversation as it is written between two passes.
+pub(super) fn read(text: &str) -> crate::Result<Conversation> {
+    serde_json::from_str(text).map_err(|e| crate::Error::compute("read a conversation", e))
+}
+
 /// What a conversation says, by which duplicates are found: each key on a line, and its text below.
 pub(super) fn words(conversation: &Conversation) -> String {
     let mut words = String::new();
@@ -222,6 +284,22 @@ pub(super) fn words(conversation: &Conversation) -> String {
         .iter()
         .for_each(|(key, value)| add(key, value));
     words
+}
+
+/// What users and the assistant say in a conversation, by which near-duplicates are found. Many conversations share tools
+/// and what the system says.
+pub(super) fn said(conversation: &Conversation) -> String {
+    let is_said = |message: &&Map<String, Value>| {
+        let role = message.get("role").and_then(Value::as_str);
+        matches!(role, Some("user" | ASSISTANT))
+    };
+    let messages = conversation.messages.iter().filter(is_said);
+    let contents = messages.filter_map(|message| message.get("content"));
+    let texts = contents.map(|content| match content {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    });
+    texts.collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]
@@ -271,6 +349,29 @@ mod tests {
         assert_eq!(
             key_of(json!({"messages": [user, answer]})),
             "messages.1.weight"
+        );
+        let counted = json!({"role": "assistant", "content": "a", "weight": 1, "train": true});
+        assert!(matches!(
+            of(json!({"messages": [user, counted]})),
+            Ok(Some(_))
+        ));
+        for (beside, key) in [
+            (json!({"system": "Be brief."}), "system"),
+            (
+                json!({"chat_template_kwargs": {"tools": []}}),
+                "chat_template_kwargs.tools",
+            ),
+        ] {
+            let mut line = json!({"prompt": "a", "completion": "b"});
+            line.as_object_mut()
+                .unwrap()
+                .extend(beside.as_object().unwrap().clone());
+            assert_eq!(key_of(line), key);
+        }
+        let deep = (0..110).fold(json!({}), |inner, _| json!({"a": inner}));
+        assert_eq!(
+            key_of(json!({"prompt": "a", "completion": "b", "tools": [deep]})),
+            "tools"
         );
         assert_eq!(
             key_of(json!({"messages": [{"content": "a"}]})),

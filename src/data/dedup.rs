@@ -27,11 +27,16 @@ pub(super) struct Fingerprint {
     pub exact: u128,
     /// Bytes of text.
     pub bytes: u64,
-    signature: [u8; BINS],
+    pub signature: [u8; BINS],
 }
 
 /// The fingerprint of a text, if it holds more than white space.
 pub(super) fn fingerprint(text: &str) -> Option<Fingerprint> {
+    fingerprint_by(text, text)
+}
+
+/// The fingerprint of a document that is the same where `text` is, and nearly the same where `said` nearly is.
+pub(super) fn fingerprint_by(text: &str, said: &str) -> Option<Fingerprint> {
     let mut hash = Sha256::new();
     let mut empty = true;
     for part in text.split_whitespace() {
@@ -49,7 +54,7 @@ pub(super) fn fingerprint(text: &str) -> Option<Fingerprint> {
     Some(Fingerprint {
         exact: u128::from_be_bytes(exact),
         bytes: text.len() as u64,
-        signature: signature(text),
+        signature: signature(said),
     })
 }
 

@@ -204,12 +204,20 @@ impl Documents {
         if error.to_string().starts_with("recursion limit") {
             return Err(broken);
         }
-        if let DocumentForm::Texts(key) = &self.form {
-            // Of what is ignored, only the form is checked: halves of characters and huge numbers elsewhere harm nobody.
-            let mut json = serde_json::Deserializer::from_str(line);
-            let text = TextOf(key).deserialize(&mut json);
-            if let Ok(Some(text)) = text.and_then(|text| json.end().map(|()| text)) {
-                return Ok(text.map_or(Document::Empty, Document::of));
+        // Of what is ignored, only the form is checked: halves of characters and huge numbers elsewhere harm nobody.
+        let mut json = serde_json::Deserializer::from_str(line);
+        match &self.form {
+            DocumentForm::Texts(key) => {
+                let text = TextOf(key).deserialize(&mut json);
+                if let Ok(Some(text)) = text.and_then(|text| json.end().map(|()| text)) {
+                    return Ok(text.map_or(Document::Empty, Document::of));
+                }
+            }
+            DocumentForm::Conversations => {
+                let object = ChatKeys.deserialize(&mut json);
+                if let Ok(object) = object.and_then(|object| json.end().map(|()| object)) {
+                    return self.of_conversation(DocumentPlace::Line(number), &object);
+                }
             }
         }
         let holds_document = |keys: &HashMap<String, IgnoredAny>| match &self.form {
@@ -273,6 +281,37 @@ impl<'de> Visitor<'de> for TextOf<'_> {
             }
         }
         Ok(text)
+    }
+}
+
+/// Reads the keys of an object that a conversation may have, and ignores the others.
+struct ChatKeys;
+
+impl<'de> DeserializeSeed<'de> for ChatKeys {
+    type Value = Map<String, Value>;
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Self::Value, D::Error> {
+        json.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for ChatKeys {
+    type Value = Map<String, Value>;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
+        let mut found = Map::new();
+        while let Some(key) = entries.next_key::<String>()? {
+            if conversation::keys().any(|known| known == key) {
+                found.insert(key, entries.next_value()?);
+            } else {
+                entries.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(found)
     }
 }
 

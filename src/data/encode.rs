@@ -4,10 +4,11 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::path::Path;
 
+use super::conversation;
 use super::error::{DataError, DocumentPlace};
 use super::vocabulary::Ready;
-use crate::model::chat::{ChatTemplate, Conversation, RenderChat, answered};
-use crate::{Error, Result};
+use crate::Result;
+use crate::model::chat::{ChatTemplate, RenderChat, answered};
 
 /// A document as a token folder holds it.
 #[derive(Debug, Default)]
@@ -33,12 +34,15 @@ pub(super) enum Encoder<'a> {
     /// A text with an end of text.
     Texts(&'a Ready),
     /// A conversation as JSON, laid out by its template.
-    Conversations {
-        ready: &'a Ready,
-        template: &'a ChatTemplate,
-        special: Vec<String>,
-        render: &'a RenderChat<'a>,
-    },
+    Conversations(ChatEncoder<'a>),
+}
+
+/// Makes ids of conversations.
+pub(super) struct ChatEncoder<'a> {
+    ready: &'a Ready,
+    template: &'a ChatTemplate,
+    special: Vec<String>,
+    render: &'a RenderChat<'a>,
 }
 
 impl<'a> Encoder<'a> {
@@ -47,19 +51,19 @@ impl<'a> Encoder<'a> {
         let Some(template) = &ready.template else {
             return Self::Texts(ready);
         };
-        Self::Conversations {
+        Self::Conversations(ChatEncoder {
             ready,
             template,
             special: ready.tokenizer.special_tokens(),
             render,
-        }
+        })
     }
 
     /// The document of this text, which the file `path` holds at `place`.
     pub fn encode(&self, path: &Path, place: DocumentPlace, text: &str) -> Result<EncodedDocument> {
         match self {
             Self::Texts(ready) => text_document(ready, path, text),
-            Self::Conversations { .. } => self.conversation(text).map_err(|error| {
+            Self::Conversations(encoder) => encoder.encode(text).map_err(|error| {
                 DataError::Conversation {
                     path: path.to_path_buf(),
                     place,
@@ -70,21 +74,13 @@ impl<'a> Encoder<'a> {
             }),
         }
     }
+}
 
-    fn conversation(&self, text: &str) -> Result<EncodedDocument> {
-        let Self::Conversations {
-            ready,
-            template,
-            special,
-            render,
-        } = self
-        else {
-            return Ok(EncodedDocument::default());
-        };
-        let conversation: Conversation =
-            serde_json::from_str(text).map_err(|e| Error::compute("read a conversation", e))?;
-        let rendered = answered(template, &conversation, special, render)?;
-        let encoded = ready.tokenizer.spans(&rendered.text)?;
+impl ChatEncoder<'_> {
+    fn encode(&self, text: &str) -> Result<EncodedDocument> {
+        let conversation = conversation::read(text)?;
+        let rendered = answered(self.template, &conversation, &self.special, self.render)?;
+        let encoded = self.ready.tokenizer.spans(&rendered.text)?;
         let bytes = rendered.answers.iter().map(|answer| answer.len() as u64);
         Ok(EncodedDocument {
             bytes_of_text: rendered.text.len() as u64,

@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::path::PathBuf;
 
+use super::conversation;
 use super::limits::LARGEST;
 use crate::error::{ErrorPlace, nearest};
 
@@ -435,6 +436,10 @@ impl DataError {
 
 /// Advice where no text is found under `key`, by the keys that there are.
 fn text_key_hint(key: &str, keys: &[String]) -> Option<Cow<'static, str>> {
+    if conversation::has_key(|key| keys.iter().any(|found| found == key)) {
+        let hint = "conversations: `bam-convert tokenize --chat` makes a token folder of them";
+        return Some(hint.into());
+    }
     // A line can have any number of keys.
     let keys: Vec<&str> = keys.iter().take(20).map(String::as_str).collect();
     match nearest(key, keys.iter().copied()) {

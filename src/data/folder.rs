@@ -15,7 +15,7 @@ use crate::checkpoint::{ReadAt, SourceFile};
 /// Document ends read from disk at once.
 const ENDS_AT_ONCE: u64 = 512;
 
-/// A folder of token ids: the documents of each split in a row, each with an end of text.
+/// A folder of token ids: the documents of each split in a row. Texts have an end of text each.
 ///
 /// Positions are counted over all shards of a split. Ids are read from disk when they are asked for; only the header is
 /// in memory.
@@ -131,9 +131,22 @@ impl TokenFolder {
         bytes as f64 / tokens.max(1) as f64
     }
 
+    /// Refuses a split with tokens of which none carries loss.
+    pub fn check_answers(&self, split: Split) -> Result<()> {
+        let answers = self.sum(split, |shard| {
+            shard.mask.as_ref().map_or(shard.tokens, |mask| mask.tokens)
+        });
+        if answers > 0 || self.tokens(split) == 0 {
+            return Ok(());
+        }
+        let path = self.path.clone();
+        Err(TokenError::NoAnswers { path, split }.into())
+    }
+
     fn sum(&self, split: Split, value: impl Fn(&Shard) -> u64) -> u64 {
         let shards = self.header.splits.get(&split).into_iter().flatten();
-        shards.map(value).sum()
+        // Bytes of text are what the header says, and nothing bounds them.
+        shards.map(value).fold(0, u64::saturating_add)
     }
 
     /// Refuses tokens that another tokenizer made than the one whose `tokenizer.json` has this SHA-256; `owner` names
@@ -201,17 +214,9 @@ impl TokenFolder {
         let width = self.header.dtype.width();
         let mut found = Vec::with_capacity((positions.end - positions.start) as usize);
         let stream = self.stream(split);
-        for shard in &stream.shards[stream.shard_of(positions.start)..] {
-            let from = positions.start.max(shard.first_token) - shard.first_token;
-            let to = positions
-                .end
-                .min(shard.first_token + shard.tokens)
-                .saturating_sub(shard.first_token);
-            if from >= to {
-                break;
-            }
-            let mut bytes = vec![0; ((to - from) * width) as usize];
-            shard.ids.read_exact_at(&mut bytes, from * width)?;
+        for (shard, part) in stream.parts(&positions) {
+            let mut bytes = vec![0; ((part.end - part.start) * width) as usize];
+            shard.ids.read_exact_at(&mut bytes, part.start * width)?;
             match self.header.dtype {
                 IdType::U16 => found.extend(
                     bytes
@@ -253,24 +258,18 @@ impl TokenFolder {
     /// For each token at `positions` of a split, which must lie within it, whether it carries loss.
     pub fn scored(&self, split: Split, positions: Range<u64>) -> Result<Vec<bool>> {
         let mut found = Vec::with_capacity((positions.end - positions.start) as usize);
-        let stream = self.stream(split);
-        for shard in &stream.shards[stream.shard_of(positions.start)..] {
-            let from = positions.start.max(shard.first_token) - shard.first_token;
-            let to = positions.end.min(shard.first_token + shard.tokens);
-            let to = to.saturating_sub(shard.first_token);
-            if from >= to {
-                break;
-            }
+        for (shard, part) in self.stream(split).parts(&positions) {
+            let length = (part.end - part.start) as usize;
             let Some(mask) = &shard.mask else {
-                found.resize(found.len() + (to - from) as usize, true);
+                found.resize(found.len() + length, true);
                 continue;
             };
-            let mut bytes = vec![0; (to - from) as usize];
-            mask.read_exact_at(&mut bytes, from)?;
+            let mut bytes = vec![0; length];
+            mask.read_exact_at(&mut bytes, part.start)?;
             if let Some(at) = bytes.iter().position(|byte| *byte > 1) {
                 return Err(TokenError::WrongMask {
                     path: mask.path().to_path_buf(),
-                    position: from + at as u64,
+                    position: part.start + at as u64,
                     found: bytes[at],
                 }
                 .into());
@@ -393,6 +392,20 @@ impl Stream {
             stream.shards.push(open);
         }
         Ok(stream)
+    }
+
+    /// The shards that hold `positions`, each with its positions counted from its own start.
+    fn parts(&self, positions: &Range<u64>) -> impl Iterator<Item = (&OpenShard, Range<u64>)> {
+        let Range { start, end } = *positions;
+        let local = move |shard: &OpenShard| {
+            let from = start.max(shard.first_token) - shard.first_token;
+            let to = end.min(shard.first_token + shard.tokens);
+            from..to.saturating_sub(shard.first_token)
+        };
+        self.shards[self.shard_of(start)..]
+            .iter()
+            .map(move |shard| (shard, local(shard)))
+            .take_while(|(_, part)| !part.is_empty())
     }
 
     /// The number of the shard that holds a position.

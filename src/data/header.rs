@@ -27,7 +27,7 @@ pub struct TokenHeader {
     pub vocab_size: u64,
     /// How ids are stored.
     pub dtype: IdType,
-    /// The id that ends each document.
+    /// The id that ends each text; the documents of version 2 end as their template ends them.
     pub end_of_text: u32,
     /// SHA-256 of the chat template that laid out the conversations, in hexadecimal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -168,6 +168,14 @@ impl TokenHeader {
                         (format!("none in format_version {FORMAT_VERSION}"), "one")
                     };
                     return wrong(key.into(), expected, found.to_owned());
+                }
+                if let Some(mask) = &shard.mask {
+                    let key = format!("splits.{split}.{number}.mask.tokens");
+                    let most = shard.tokens;
+                    if mask.tokens > most {
+                        let expected = format!("at most {most} (tokens of the shard)");
+                        return wrong(key.into(), expected, mask.tokens.to_string());
+                    }
                 }
                 let expected = shard_file(*split, number);
                 if shard.file != expected {

@@ -141,6 +141,12 @@ impl Mixture {
         folders.try_for_each(TokenFolder::check_unchanged)
     }
 
+    /// Whether some tokens carry no loss.
+    pub fn has_masks(&self) -> bool {
+        let mut folders = self.domains.iter().map(|domain| &domain.folder);
+        folders.any(|folder| folder.header().has_masks())
+    }
+
     /// Rows of a domain before one comes again.
     pub fn rows_in_epoch(&self, domain: usize) -> u64 {
         self.domains[domain].rows

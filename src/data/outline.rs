@@ -75,7 +75,7 @@ pub fn outline(settings: &TokenizeSettings) -> Result<Estimate> {
     std::fs::create_dir_all(&settings.out).map_err(|e| Error::io("create", &settings.out, e))?;
     beside += outline::file(&settings.out, FILE, text.as_bytes())?;
     Ok(Estimate::of(
-        beside + dtype.width() * tokens as u64,
+        beside + (dtype.width() + u64::from(is_chat)) * tokens as u64,
         bytes / TOKENIZED,
     ))
 }

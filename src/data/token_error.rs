@@ -121,6 +121,14 @@ pub enum TokenError {
         /// Tokens of the shard.
         tokens: u64,
     },
+    /// Conversations without an answer in a split.
+    #[error("{}: no token of its {split} split carries loss", path.display())]
+    NoAnswers {
+        /// The token folder.
+        path: PathBuf,
+        /// The split.
+        split: Split,
+    },
     /// A byte of a mask that is neither 0 nor 1.
     #[error("{}: byte {position}: expected 0 or 1, found {found}", path.display())]
     WrongMask {
@@ -242,6 +250,7 @@ impl TokenError {
             | Self::WrongEnd { path, .. }
             | Self::WrongLastEnd { path, .. }
             | Self::WrongMask { path, .. }
+            | Self::NoAnswers { path, .. }
             | Self::MixedTokenizers { path, .. }
             | Self::ShortSplit { path, .. } => ErrorPlace::of(path),
             Self::NoDomain

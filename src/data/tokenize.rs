@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::batches::{Counts, ReadDocument, Reader};
 use super::conversation;
-use super::dedup::{Fingerprint, Fingerprints, fingerprint};
+use super::dedup::{Fingerprint, Fingerprints, fingerprint, fingerprint_by};
 use super::documents::DocumentForm;
 use super::encode::{EncodedDocument, Encoder};
 use super::error::DataError;
@@ -244,15 +244,15 @@ impl TokenizeSettings {
     }
 
     /// By what duplicates of a document are found.
-    fn fingerprint(&self, text: &str) -> Option<Fingerprint> {
+    fn fingerprint(&self, text: &str) -> Result<Option<Fingerprint>> {
         if let DocumentForm::Texts(_) = self.form {
-            return fingerprint(text);
+            return Ok(fingerprint(text));
         }
-        // What was written as a conversation can be read as one.
-        let conversation = serde_json::from_str(text).ok()?;
-        let mut found = fingerprint(&conversation::words(&conversation))?;
-        found.bytes = text.len() as u64;
-        Some(found)
+        let conversation = conversation::read(text)?;
+        let words = conversation::words(&conversation);
+        let found = fingerprint_by(&words, &conversation::said(&conversation));
+        let bytes = text.len() as u64;
+        Ok(found.map(|found| Fingerprint { bytes, ..found }))
     }
 }
 
@@ -346,11 +346,12 @@ impl Corpus {
         let report = |length| progress(TokenizeProgress::Bytes(length));
         let reader = Reader::new(&files, &settings.form, &report);
         let counts = reader.batches(&mut |batch| {
-            let found: Vec<_> = batch
+            let found: Vec<Result<Option<Fingerprint>>> = batch
                 .par_iter()
                 .map(|document| settings.fingerprint(&document.text))
                 .collect();
-            for document in found.into_iter().flatten() {
+            for document in found.into_iter().filter_map(Result::transpose) {
+                let document = document?;
                 bytes_of_text += document.bytes;
                 fingerprints.add(document);
             }
@@ -461,14 +462,16 @@ impl Corpus {
                     Ok((document, *split))
                 })
                 .collect::<Result<_>>()?;
-            let encoded: Vec<EncodedDocument> = batch
+            // Each result by itself: of several errors, the first of the file is shown on any number of threads.
+            let encoded: Vec<Result<EncodedDocument>> = batch
                 .par_iter()
                 .map(|(document, split)| match split {
                     None => Ok(EncodedDocument::default()),
                     Some(_) => encoder.encode(document.path, document.place, &document.text),
                 })
-                .collect::<Result<_>>()?;
+                .collect();
             for ((document, split), encoded) in batch.iter().zip(encoded) {
+                let encoded = encoded?;
                 if let Some(split) = split {
                     shards[*split as usize].add(&encoded)?;
                 }

@@ -179,6 +179,15 @@ pub(super) fn read(path: &Path, end_of_text: Option<&str>, layout: &ChatLayout) 
     if let Some(path) = template_file.filter(|path| path.exists()) {
         files.push((chat::FILE, json::read_bytes(path)?));
     }
+    if *layout != ChatLayout::None {
+        // What else a template is rendered with, so that the folder renders as this one does.
+        for name in [chat::SPECIAL_TOKENS, chat::TOOL_USE] {
+            let path = folder.join(name);
+            if path.exists() && (name != chat::TOOL_USE || *layout == ChatLayout::Own) {
+                files.push((name, json::read_bytes(&path)?));
+            }
+        }
+    }
     read.iter().try_for_each(SourceFile::check_unchanged)?;
     let notes = tokenizer.note().into_iter();
     let notes = notes

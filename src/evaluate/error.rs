@@ -33,8 +33,8 @@ pub enum EvaluateError {
         /// The file or folder.
         path: PathBuf,
     },
-    /// Texts without two tokens in a row.
-    #[error("{}: expected texts of at least two tokens, found none", path.display())]
+    /// Texts without two tokens in a row, or conversations without an answer.
+    #[error("{}: expected texts of at least two tokens, or answers, found none", path.display())]
     NoWindow {
         /// The file or folder.
         path: PathBuf,

@@ -134,6 +134,7 @@ pub(super) fn open_data(
             }
             .into());
         }
+        folder.check_answers(Split::Train)?;
         Split::ALL
             .iter()
             .try_for_each(|split| folder.check_content(*split))?;
@@ -151,7 +152,7 @@ pub(super) fn open_data(
             match HeldBack::of(name, TokenFolder::open(path)?, settings, most)? {
                 Some(domain) => held_back.push(domain),
                 None => watch(&Event::Note(format!(
-                    "{}: no row of {} tokens is held back, so `{name}` is not validated",
+                    "{}: no row of {} tokens with one to predict is held back, so `{name}` is not validated",
                     path.display(),
                     settings.seq
                 ))),

@@ -81,8 +81,6 @@ pub(super) struct Taken {
     pub(super) learning_rate: f64,
     pub(super) router_learning_rate: f64,
     pub(super) seconds: f64,
-    /// Tokens that it predicted.
-    pub(super) tokens: u64,
     pub(super) domains: BTreeMap<String, DomainLoss>,
     /// Largest memory of a process or its GPU, in bytes, where the engine measures it.
     pub(super) memory: Option<u64>,

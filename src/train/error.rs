@@ -193,6 +193,9 @@ pub enum BadStep {
         /// The loss, or the norm of the gradients.
         what: &'static str,
     },
+    /// No token of it carries loss.
+    #[error("no token of it carries loss")]
+    NoAnswer,
     /// A norm far above those before.
     #[error(
         "the norm of the gradients is {norm:.3e}, more than {factor} times the mean {mean:.3e}"

@@ -7,6 +7,7 @@ use std::time::Instant;
 use candle_core::DType;
 
 use super::engine::{Engine, Outcome, Report, Reports, Taken};
+use super::error::BadStep;
 use super::measure::{HeldBack, measure};
 use super::parameters::{Parameters, Trained};
 use super::save::stored_values;
@@ -88,6 +89,12 @@ impl NativeEngine<'_> {
             self.settings.rows(),
         );
         let rows = self.mixture.rows(first, count)?;
+        // Answers can be far between; a run that stopped here would meet the same step again.
+        if self.mixture.has_masks() && self.trainer.predicted(&rows) == 0 {
+            self.trainer.counters.step += 1;
+            report(Report::Skip(self.trainer.counters, BadStep::NoAnswer))?;
+            return Ok(None);
+        }
         let step = counters.step + 1;
         let every = self.operation.detail_every;
         let is_end = step == 1 || self.settings.plans().any(|end| end == step);
@@ -112,7 +119,6 @@ impl NativeEngine<'_> {
             learning_rate: done.rates.0,
             router_learning_rate: done.rates.1,
             seconds: start.elapsed().as_secs_f64(),
-            tokens: done.tokens,
             domains: done.domains,
             memory: gpu::peak_memory(self.trainer.model.device()),
         })))?;

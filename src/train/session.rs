@@ -228,7 +228,9 @@ impl Session<'_> {
     }
 
     fn record(&mut self, taken: Taken) -> metrics::Step {
-        let tokens_per_second = taken.tokens as f64 / taken.seconds;
+        // All tokens are computed, also those without loss.
+        let computed = self.settings.rows() * self.settings.seq;
+        let tokens_per_second = computed as f64 / taken.seconds;
         let flops_per_second = self.flops_per_token * tokens_per_second;
         let ranks = self.facts.ranks();
         self.memory = self.memory.max(taken.memory);

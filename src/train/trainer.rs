@@ -3,7 +3,9 @@
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
-use super::backward::{BackwardOptions, BackwardPass, Batch, BatchLosses, forward_options};
+use super::backward::{
+    BackwardOptions, BackwardPass, Batch, BatchLosses, forward_options, predicted,
+};
 use super::engine::Counters;
 use super::error::{BadStep, TrainError};
 use super::metrics::{Detail, DomainLoss, RoleDetail, Routing};
@@ -156,6 +158,14 @@ impl Trainer<'_> {
         Ok(done)
     }
 
+    /// The tokens of `rows` that are predicted and carry loss.
+    pub(super) fn predicted(&self, rows: &[Row]) -> u64 {
+        let (seq, documents) = (self.settings.seq, self.settings.documents);
+        let of_row =
+            |row: &Row| (0..seq).filter(|at| predicted(row, *at, documents)).count() as u64;
+        rows.iter().map(of_row).sum()
+    }
+
     /// Counts a step without an update.
     pub(super) fn skip(&mut self, done: &Done) {
         self.counters.step += 1;
@@ -174,12 +184,7 @@ impl Trainer<'_> {
         let settings = self.settings;
         let parts: Vec<&[Row]> = rows.chunks(settings.batch).collect();
         let share = 1.0 / parts.len() as f64;
-        let predicted = |row: &Row| {
-            (0..settings.seq)
-                .filter(|at| super::backward::predicted(row, *at, settings.documents))
-                .count() as u64
-        };
-        let tokens: u64 = rows.iter().map(predicted).sum();
+        let tokens = self.predicted(rows);
         if tokens == 0 {
             return Err(TrainError::NothingToPredict.into());
         }

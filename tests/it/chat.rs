@@ -4,7 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use bam_convert::data::{Split, TokenFolder};
+use bam_convert::data::{Mixture, Split, TokenFolder};
+use bam_convert::evaluate::perplexity::negative_log_likelihoods;
+use bam_convert::model::{CausalLm, LoadOptions, Overrides};
+use candle_core::Device;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -29,6 +32,12 @@ fn tokenizer(work: &TempDir, template: &str) -> PathBuf {
     let from = chats().join(format!("{template}.jinja"));
     fs::copy(from, folder.join("chat_template.jinja")).unwrap();
     folder
+}
+
+/// A line with one question and one answer.
+fn turns_of(text: &str) -> String {
+    json!({"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": text}]})
+        .to_string()
 }
 
 /// Ids and mask of each document of the training split.
@@ -83,6 +92,21 @@ fn ids_and_masks_are_those_of_transformers() {
             "0",
             "--out",
             again
+        )
+        .ok();
+        assert_same_folder(&out, &again);
+        // All its files are ours to replace.
+        bam!(
+            "tokenize",
+            chats().join("chats.jsonl"),
+            "--chat",
+            "--tokenizer",
+            out,
+            "--validation",
+            "0",
+            "--out",
+            again,
+            "--force"
         )
         .ok();
         assert_same_folder(&out, &again);
@@ -180,6 +204,74 @@ fn masked_tokens_alone_are_trained_on_and_scored() {
     assert!((all - first - rest).abs() < 1e-6 * all, "{scores:?}");
 }
 
+/// A mask that is shifted by one token would have another loss. Losses of tokens are those of the model on each row.
+#[test]
+fn the_loss_is_of_the_masked_tokens_and_of_no_others() {
+    let work = TempDir::new().unwrap();
+    let data = masked(&Shared::get().path("code"), &work.path().join("data"), &[1]);
+    let out = work.path().join("out");
+    train_on(
+        &data,
+        &out,
+        &["--batch", "2", "--accumulate", "2", "--documents", "joined"],
+    )
+    .ok();
+    let folder = TokenFolder::open(&data).unwrap();
+    let mixture =
+        Mixture::new(vec![("texts".to_owned(), folder, 1.0)], 0, 24, Split::Train).unwrap();
+    let model = CausalLm::load(&fixture("llama/seed"), &LoadOptions::train(Device::Cpu)).unwrap();
+    let (mut sum, mut count) = (0.0, 0);
+    for row in mixture.rows(0, 4).unwrap() {
+        let losses =
+            negative_log_likelihoods(&model, &row.ids, &Overrides::default(), None).unwrap();
+        for (loss, scored) in losses.iter().zip(&row.scored[1..]) {
+            if *scored {
+                sum += loss;
+                count += 1;
+            }
+        }
+    }
+    let (found, tokens) = first_step(&out);
+    assert!(count > 0 && tokens == count, "{tokens} {count}");
+    assert!((found - sum).abs() < 1e-5 * sum, "{found} {sum}");
+}
+
+/// Answers can be far between: a step without one is counted, and the run goes on.
+#[test]
+fn steps_without_an_answer_make_no_update() {
+    let work = TempDir::new().unwrap();
+    let path = |name: &str| work.path().join(name);
+    let data = masked(&Shared::get().path("code"), &path("data"), &[0, 1, 2]);
+    let set = |mask: Vec<u8>| {
+        edit_json(&data.join("header.json"), |header| {
+            let tokens = mask.iter().filter(|byte| **byte == 1).count();
+            header["splits"]["train"][0]["mask"] =
+                json!({"sha256": sha256(&mask), "tokens": tokens, "bytes_of_text": 0});
+        });
+        write(data.join("train-00000.mask"), mask);
+    };
+    let length = fs::metadata(data.join("train-00000.mask")).unwrap().len() as usize;
+    // One token in the middle: most rows have none.
+    let mut mask = vec![0; length];
+    mask[length / 2] = 1;
+    set(mask);
+    let flags = ["--batch", "1", "--validate-every", "0"];
+    let run = train_on(&data, &path("out"), &flags).ok();
+    let records = metrics(&path("out"));
+    let (steps, skips) = (of_kind(&records, "step"), of_kind(&records, "skip"));
+    assert!(
+        !skips.is_empty() && steps.len() + skips.len() == 2,
+        "{records:?}"
+    );
+    assert!(
+        run.stderr.contains("skipped: no token of it carries loss"),
+        "{run}"
+    );
+    set(vec![0; length]);
+    train_on(&data, &path("none"), &flags)
+        .refused(2, &["no token of its train split carries loss"]);
+}
+
 #[test]
 fn folders_with_masks_are_checked() {
     let work = TempDir::new().unwrap();
@@ -214,6 +306,11 @@ fn folders_with_masks_are_checked() {
         header["format_version"] = 3.into();
     });
     refused(&["format_version", "3"]);
+    edit_json(&data.join("header.json"), |header| {
+        header["format_version"] = 2.into();
+        header["splits"]["train"][0]["mask"]["tokens"] = u64::MAX.into();
+    });
+    refused(&["key `splits.train.0.mask.tokens`", "expected at most"]);
 }
 
 #[test]
@@ -247,7 +344,7 @@ fn lines_that_are_no_conversations_are_refused() {
     );
     refused_line(
         r#"{"messages": [{"role": "assistant", "weight": 0}]}"#,
-        &["key `messages.0.weight`: line 2: expected no weight"],
+        &["key `messages.0.weight`: line 2: expected none: every answer"],
     );
     refused(
         "a.txt",
@@ -269,6 +366,12 @@ fn lines_that_are_no_conversations_are_refused() {
         good,
         &["--tokenizer", "train:300"],
         &["cannot make a tokenizer of conversations"],
+    );
+    let file = write(work.path().join("h.jsonl"), turns_of("a"));
+    let data = format!("x={}", file.display());
+    bam!("eval", fixture("llama/seed"), "--data", data).refused(
+        2,
+        &["key `text`", "conversations: `bam-convert tokenize --chat`"],
     );
     let bare = chats();
     refused(
@@ -302,6 +405,46 @@ fn lines_that_are_no_conversations_are_refused() {
         &["--chat-template", hostile.to_str().unwrap()],
         &["f.jsonl: line 1: ", "cannot be rendered"],
     );
+}
+
+/// What conversations share does not make them near-duplicates, and what surrounds them does not lose them.
+#[test]
+fn shared_prompts_and_halves_of_characters_beside_a_conversation() {
+    let work = TempDir::new().unwrap();
+    let system = "You are a careful assistant of a court of law who answers in one word.".repeat(4);
+    let line = |number: usize| {
+        let turns = json!([
+            {"role": "system", "content": system},
+            {"role": "user", "content": format!("What is {number} times {}?", number * 7)},
+            {"role": "assistant", "content": format!("It is {}.", number * number * 7)},
+        ]);
+        format!("{{\"messages\": {turns}, \"source\": \"\\ud83d\"}}\n")
+    };
+    let chats = write(
+        work.path().join("a.jsonl"),
+        (0..20).map(line).collect::<String>(),
+    );
+    let out = work.path().join("out");
+    let tokenizer = tokenizer(&work, "plain");
+    let run = bam!(
+        "tokenize",
+        chats,
+        "--chat",
+        "--tokenizer",
+        tokenizer,
+        "--validation",
+        "0.1",
+        "--out",
+        out,
+        "--json"
+    );
+    let report = run.ok().json();
+    assert_eq!(
+        (&report["documents"], &report["unreadable"]),
+        (&json!(20), &json!(0))
+    );
+    assert_eq!(report["near_duplicates"], 0, "{report}");
+    assert!(report["validation"]["answer_tokens"].as_u64().unwrap() > 0);
 }
 
 /// The tables are written by pyarrow, in `fixtures/make_chat_tables.py`.

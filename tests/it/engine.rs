@@ -194,12 +194,6 @@ impl Model {
             let mut event = record.clone();
             event["event"] = json!(kind);
             if kind == "step" {
-                let before = if step == 1 {
-                    0
-                } else {
-                    self.position(step - 1)["tokens"].as_u64().unwrap()
-                };
-                event["step_tokens"] = json!(record["tokens"].as_u64().unwrap() - before);
                 event["memory"] = json!([1000, 2000]);
                 for (key, value) in self.position(step).as_object().unwrap() {
                     event[key] = value.clone();

@@ -3,7 +3,7 @@
 //! A template that marks them says it itself, as for `return_assistant_tokens_mask` of transformers. For other templates
 //! the conversation is rendered up to each answer and through it, and both texts must begin the whole text.
 
-use std::ops::Range;
+use serde_json::{Map, Value};
 
 use super::error::ChatError;
 use super::request::{Conversation, RenderedChat};
@@ -30,12 +30,32 @@ pub fn answered(
     if !source::marks_answers(template.source_for(conversation)) {
         return by_prefixes(template, conversation, special, rendered, render);
     }
-    // A mark within a macro or a `set` block would be found at the wrong place, or nowhere.
-    if rendered.answers.iter().all(Range::is_empty) && answers(conversation).next().is_some() {
-        let path = template.path.clone();
-        return Err(ChatError::NoMark { path }.into());
+    // A mark within a macro or a `set` block is found at the wrong place, or nowhere.
+    let found = rendered
+        .answers
+        .iter()
+        .filter(|answer| !answer.is_empty())
+        .count();
+    let expected = answers(conversation)
+        .filter(|number| says(&conversation.messages[*number]))
+        .count();
+    if found < expected {
+        return Err(ChatError::NoMark {
+            path: template.path.clone(),
+            expected,
+            found,
+        }
+        .into());
     }
     Ok(rendered)
+}
+
+/// Whether an answer has text that a template writes.
+fn says(message: &Map<String, Value>) -> bool {
+    message
+        .get("content")
+        .and_then(Value::as_str)
+        .is_some_and(|text| !text.trim().is_empty())
 }
 
 /// The numbers of the messages that are answers.
@@ -69,7 +89,8 @@ fn by_prefixes(
         } else {
             beginning(number + 1, false)?
         };
-        if !(through.starts_with(&before) && whole.text.starts_with(&through)) {
+        let is_missing = through.len() <= before.len() && says(&conversation.messages[number]);
+        if is_missing || !(through.starts_with(&before) && whole.text.starts_with(&through)) {
             return Err(ChatError::NoPrefix {
                 path: template.path.clone(),
                 message: number + 1,
@@ -94,7 +115,7 @@ fn end_of_turn(text: &str, special: &[String]) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::Map;
+    use std::ops::Range;
 
     use super::super::RenderRequest;
     use super::*;

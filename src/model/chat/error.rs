@@ -47,10 +47,14 @@ pub enum ChatError {
         message: usize,
     },
     /// A template whose marks of answers hold no text.
-    #[error("{}: marks no text of an answer by {{% generation %}}", path.display())]
+    #[error("{}: marks {found} texts by {{% generation %}}, but {expected} messages are answers", path.display())]
     NoMark {
         /// The file.
         path: PathBuf,
+        /// Answers with text.
+        expected: usize,
+        /// Marks with text.
+        found: usize,
     },
     /// A conversation that the template cannot render.
     #[error("{}: the chat template cannot be rendered: {problem}", path.display())]
@@ -87,7 +91,7 @@ impl ChatError {
             Self::NoTemplate { path }
             | Self::NotUtf8 { path }
             | Self::NoPrefix { path, .. }
-            | Self::NoMark { path }
+            | Self::NoMark { path, .. }
             | Self::LongTemplate { path, .. }
             | Self::Render { path, .. } => ErrorPlace::of(path),
         }

@@ -45,9 +45,12 @@ impl Marks {
         self.found().written += bytes;
     }
 
-    /// The answers, in bytes of the text.
+    /// The answers, in bytes of the text, in order. An answer within another one is a part of it.
     pub(super) fn answers(&self) -> Vec<Range<usize>> {
-        self.found().answers.clone()
+        let mut answers = self.found().answers.clone();
+        answers.sort_by_key(|answer| (answer.start, std::cmp::Reverse(answer.end)));
+        answers.dedup_by(|inner, outer| inner.end <= outer.end && inner.start < inner.end);
+        answers
     }
 
     fn found(&self) -> MutexGuard<'_, Found> {

@@ -1,7 +1,7 @@
 //! Conversations as a model was trained to read them: the checkpoint's chat template.
 //!
 //! The text is the one that `apply_chat_template` of transformers makes of the same template and conversation.
-//! What our engine cannot do as Jinja2 does is refused, such as `%` after a text that is no literal. Known exceptions print
+//! What the template engine cannot do as Jinja2 does is refused, such as `%` after a text that is no literal. Known exceptions print
 //! otherwise: ranges and the groups of `groupby` as lists, and floats that Python writes with an exponent before or after `~`.
 //! Values of several types compare, where Python raises an error.
 //!
@@ -36,7 +36,10 @@ pub use request::{Conversation, RenderRequest, RenderedChat};
 /// Name of the file of a chat template.
 pub(crate) const FILE: &str = "chat_template.jinja";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
-const SPECIAL_TOKENS: &str = "special_tokens_map.json";
+/// Name of the file of special tokens.
+pub(crate) const SPECIAL_TOKENS: &str = "special_tokens_map.json";
+/// Name of the template for conversations with tools, where the usual one is a file of its own.
+pub(crate) const TOOL_USE: &str = "additional_chat_templates/tool_use.jinja";
 /// Bytes of the longest template. Templates that models ship have at most some ten thousand.
 const LONGEST_TEMPLATE: u64 = 1 << 20;
 
@@ -56,7 +59,13 @@ impl ChatTemplate {
         let (config, special) = (object(folder, TOKENIZER_CONFIG)?, special_tokens(folder)?);
         let path = folder.join(FILE);
         if path.exists() {
-            return Self::read(path, special);
+            let mut template = Self::read(path, special)?;
+            let tool_use = folder.join(TOOL_USE);
+            if tool_use.exists() {
+                let tool_use = Self::read(tool_use, Map::new())?;
+                template.tool_use = Some(tool_use.source);
+            }
+            return Ok(template);
         }
         let path = folder.join(TOKENIZER_CONFIG);
         match config.get("chat_template") {

@@ -111,7 +111,6 @@ pub(super) struct StepEvent {
     pub(super) learning_rate: f64,
     pub(super) router_learning_rate: f64,
     pub(super) seconds: f64,
-    pub(super) step_tokens: u64,
     pub(super) domains: BTreeMap<String, DomainLoss>,
     /// Bytes of each process.
     #[serde(default)]
@@ -191,6 +190,7 @@ impl Reason {
                     _ => "the loss",
                 },
             }),
+            "no-answer" => Some(BadStep::NoAnswer),
             "spike" => Some(BadStep::Spike {
                 norm: self.norm,
                 factor: self.factor,

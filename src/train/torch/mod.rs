@@ -468,7 +468,6 @@ fn taken(step: StepEvent, counters: Counters) -> Taken {
         learning_rate: step.learning_rate,
         router_learning_rate: step.router_learning_rate,
         seconds: step.seconds,
-        tokens: step.step_tokens,
         domains: step.domains,
         memory: step.memory.into_iter().max().filter(|bytes| *bytes > 0),
     }

@@ -52,6 +52,7 @@ class TokenFolder:
         header = json.loads((Path(path) / "header.json").read_text(encoding="utf-8"))
         width = numpy.dtype("<u2" if header["dtype"] == "u16" else "<u4")
         self.shards, self.tokens = {}, {}
+        self.has_masks = header["format_version"] == 2
         for split in ("train", "validation"):
             self.shards[split], first = [], 0
             for shard in header["splits"].get(split, []):

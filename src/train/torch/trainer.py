@@ -133,6 +133,11 @@ class Trainer:
         """Takes the next step; returns whether the run is asked to stop."""
         start, settings, step = time.monotonic(), self.settings, self.counters.step + 1
         rows = self.rows(step)
+        if rows.tokens == 0 and any(folder.has_masks for folder in self.mixture.folders):
+            # Answers can be far between; a run that stopped here would meet the same step again.
+            self.counters.take(step, rows)
+            self.emit("skip", **self.position(), kind="no-answer")
+            return self.agree(self.is_stop_asked())
         if rows.tokens == 0:
             raise Failure("nothing-to-predict", "no token of the step is predicted", step=step)
         every = self.operation["detail_every"]
@@ -166,7 +171,7 @@ class Trainer:
         sums = self.update(done, counts, detailed)
         self.counters.take(step, rows)
         self.emit(
-            "step", **done, **self.position(), step_tokens=rows.tokens, seconds=time.monotonic() - start,
+            "step", **done, **self.position(), seconds=time.monotonic() - start,
             memory=[int(held) for held in memory],
         )  # fmt: skip
         if detailed:
