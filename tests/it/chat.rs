@@ -204,7 +204,7 @@ fn masked_tokens_alone_are_trained_on_and_scored() {
     assert!((all - first - rest).abs() < 1e-6 * all, "{scores:?}");
 }
 
-/// A mask that is shifted by one token would have another loss. Losses of tokens are those of the model on each row.
+/// A mask that is shifted by one token would have another loss. The model itself tells the losses of tokens, row by row.
 #[test]
 fn the_loss_is_of_the_masked_tokens_and_of_no_others() {
     let work = TempDir::new().unwrap();
@@ -236,7 +236,7 @@ fn the_loss_is_of_the_masked_tokens_and_of_no_others() {
     assert!((found - sum).abs() < 1e-5 * sum, "{found} {sum}");
 }
 
-/// Answers can be far between: a step without one is counted, and the run goes on.
+/// Answers can be far between: a step without one is counted, and the run continues.
 #[test]
 fn steps_without_an_answer_make_no_update() {
     let work = TempDir::new().unwrap();
