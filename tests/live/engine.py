@@ -94,7 +94,8 @@ CASES = [
     ("cohere-bam-shared", "cohere-bam-shared", ["--documents=separate"], (1, 2)),
     ("uneven rows, documents, clip", "llama-bam", ["--documents=separate", "--accumulate=2", "--batch=3", "--clip=0.5"], (2,)),
     ("conversations", "llama-bam", ["--data=chats=CHATS", "--accumulate=2", "--batch=3"], (1, 2)),
-    ("conversations far between", FIXTURES / "llama/seed", ["--data=chats=CHATS:9", "--batch=1", "--seq=8"], (1,)),
+    # Steps of eight tokens: at the usual rate, AdamW's first updates turn rounding into differences of 8e-5 in the loss.
+    ("conversations far between", FIXTURES / "llama/seed", ["--data=chats=CHATS:9", "--batch=1", "--seq=8", "--learning-rate=1e-5"], (1,)),
     ("conversations joined", FIXTURES / "llama/seed", ["--data=chats=CHATS", "--documents=joined"], (2,)),
     ("balanced by bias", "llama-bam-choice", ["--bias-balancing=0.01", "--aux-loss-coef=0"], (1, 2)),
     ("parts of the model", "llama-bam", ["--train=routers,ffn-experts"], (2,)),
