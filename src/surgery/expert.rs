@@ -325,6 +325,27 @@ fn about(method: &str, recorded: &Map<String, Value>) -> String {
     }
 }
 
+/// Puts the numbers of chosen experts into the settings.
+fn record_routing(recorded: &mut Map<String, Value>, mixture: &Mixture) {
+    recorded.insert("top_k".to_owned(), json!(mixture.num_experts_per_tok));
+    if mixture.attention_kv != AttentionKv::Merged {
+        let chosen = json!(mixture.num_attention_experts_per_tok);
+        recorded.insert("attention_top_k".to_owned(), chosen);
+    }
+}
+
+/// Tags of the card, with those that the card of `base` has for its methods.
+fn tags(base: &Model, is_merge: bool) -> Vec<String> {
+    let own = ["moe"].into_iter().chain(is_merge.then_some("merge"));
+    let mut tags: Vec<String> = own.map(str::to_owned).collect();
+    let kept = method_tags(&base.source.checkpoint.path);
+    tags.extend(
+        kept.into_iter()
+            .filter(|tag| !is_merge || tag.as_str() != "merge"),
+    );
+    tags
+}
+
 impl Making {
     pub fn plan(self) -> Result<Changed> {
         let Self {
@@ -339,13 +360,7 @@ impl Making {
             prompts,
         } = self;
         let base = &models[0];
-        recorded.insert("top_k".to_owned(), json!(mixture.num_experts_per_tok));
-        if mixture.attention_kv != AttentionKv::Merged {
-            recorded.insert(
-                "attention_top_k".to_owned(),
-                json!(mixture.num_attention_experts_per_tok),
-            );
-        }
+        record_routing(&mut recorded, &mixture);
         let bam = base.architecture.is_bam();
         let without = Architecture {
             mixture: None,
@@ -360,22 +375,19 @@ impl Making {
         if bam || config.contains_key("expert_names") {
             config.insert("expert_names".to_owned(), json!(names));
         }
+
         let mut files = vec![side_files::json_file("config.json", &config)];
         files.extend(bam.then(side_files::model_code).into_iter().flatten());
         files.extend(side_files::copies(base.companions()?));
         files.extend(router::kept_rows(file.as_ref()));
-        let about = about(method, &recorded);
-        let is_merge = models.len() > 1;
-        let mut tags = vec!["moe"];
-        tags.extend(is_merge.then_some("merge"));
-        let kept = method_tags(&base.source.checkpoint.path);
-        let new = kept.iter().map(String::as_str);
-        tags.extend(new.filter(|tag| !is_merge || *tag != "merge"));
+
         let tensors = composition.tensors(&architecture, &models, file.as_ref())?;
+        let is_merge = models.len() > 1;
+        let tags = tags(base, is_merge);
         let card = ModelCard {
             title: "Mixture of experts",
-            about,
-            tags: &tags,
+            about: about(method, &recorded),
+            tags: &tags.iter().map(String::as_str).collect::<Vec<_>>(),
             relation: is_merge.then_some(Relation::Merge),
             sources: side_files::named(models.iter().map(|model| &model.source)),
             settings: &recorded,

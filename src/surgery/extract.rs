@@ -12,7 +12,7 @@ use super::side_files;
 use crate::Result;
 use crate::card::{CardModel, ModelCard};
 use crate::checkpoint::manifest::model_name;
-use crate::family::{AttentionKv, Output, Role, dense};
+use crate::family::{Architecture, AttentionKv, Output, Role, dense};
 use crate::markdown;
 
 /// Plans the dense model of the expert with this name or number.
@@ -28,37 +28,8 @@ pub fn plan(mixture: Model, wanted: &str) -> Result<Changed> {
         config,
         notes: _,
     } = dense(&mixture.config, &mixture.architecture)?;
-    let tensors_of = ByPlace::new(&mixture);
-    let mut tensors = Vec::new();
-    for spec in architecture.tensors()? {
-        let own = if spec.role.of_attention() {
-            attention
-        } else {
-            Some(number as u64)
-        };
-        let own = own.filter(|_| tensors_of.find(&spec, own).is_some());
-        let (dtype, expression) = tensors_of.copy(&spec, own)?;
-        tensors.push(PlannedTensor::new(spec.name, dtype, spec.shape, expression));
-    }
-    let tensors = as_stored(&architecture, tensors)?;
-    let mut notes = vec![
-        match experts.mixture.attention_kv {
-            AttentionKv::Expert => "norms and embeddings are the mixture's",
-            AttentionKv::Shared => "keys, values, norms and embeddings are the mixture's",
-            AttentionKv::Merged => "attention, norms and embeddings are the mixture's",
-        }
-        .to_owned(),
-    ];
-    if mixture
-        .specs
-        .iter()
-        .any(|spec| spec.role == Role::SharedDown)
-    {
-        notes.push(
-            "the shared expert is left out: a dense model has one feed-forward network in a layer"
-                .to_owned(),
-        );
-    }
+    let tensors = tensors(&mixture, &architecture, number as u64, attention)?;
+    let notes = notes(&mixture, experts.mixture.attention_kv);
     let mut settings = Map::new();
     settings.insert("expert".to_owned(), json!(name));
     settings.insert("number".to_owned(), json!(number));
@@ -101,4 +72,44 @@ pub fn plan(mixture: Model, wanted: &str) -> Result<Changed> {
         architecture,
         files,
     })
+}
+
+/// The expert's own tensors, and those of the mixture where it has none.
+fn tensors(
+    mixture: &Model,
+    architecture: &Architecture,
+    number: u64,
+    attention: Option<u64>,
+) -> Result<Vec<PlannedTensor>> {
+    let tensors_of = ByPlace::new(mixture);
+    let mut tensors = Vec::new();
+    for spec in architecture.tensors()? {
+        let own = if spec.role.of_attention() {
+            attention
+        } else {
+            Some(number)
+        };
+        let own = own.filter(|_| tensors_of.find(&spec, own).is_some());
+        let (dtype, expression) = tensors_of.copy(&spec, own)?;
+        tensors.push(PlannedTensor::new(spec.name, dtype, spec.shape, expression));
+    }
+    as_stored(architecture, tensors)
+}
+
+/// What is not the expert's own.
+fn notes(mixture: &Model, attention_kv: AttentionKv) -> Vec<String> {
+    let of_the_mixture = match attention_kv {
+        AttentionKv::Expert => "norms and embeddings are the mixture's",
+        AttentionKv::Shared => "keys, values, norms and embeddings are the mixture's",
+        AttentionKv::Merged => "attention, norms and embeddings are the mixture's",
+    };
+    let mut notes = vec![of_the_mixture.to_owned()];
+    let mut specs = mixture.specs.iter();
+    if specs.any(|spec| spec.role == Role::SharedDown) {
+        notes.push(
+            "the shared expert is left out: a dense model has one feed-forward network in a layer"
+                .to_owned(),
+        );
+    }
+    notes
 }

@@ -1,5 +1,6 @@
 //! What a run will make and take, from headers alone.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -80,70 +81,47 @@ impl Outlook {
             .into_iter()
             .filter(|spec| names.contains(&spec.name));
         let trained = specs.map(|spec| spec.shape.iter().product::<u64>()).sum();
-        let Placement { gpu, ranks } = placement;
-        let checkpointing = operation.gradient_checkpointing;
-        let memory = match ranks {
-            None => {
-                let on_gpu = gpu.is_some();
-                let computes_generally = on_gpu || settings.dtype != Compute::F32;
-                let limits = computes_generally.then(|| WorkLimits::of(on_gpu));
-                Memory::predict(&architecture, &names, settings, limits, checkpointing)?
-            }
-            Some(ranks) => Memory::per_rank(&architecture, &names, settings, ranks, checkpointing)?,
-        };
-        let memory_bytes = memory.total();
+        let memory = memory(&architecture, &names, settings, operation, placement)?;
         let output_bytes = length(checkpoint)?;
-        let (rows, seq) = (settings.rows() as u64, settings.seq as u64);
+        let disk = Disk::of(output_bytes, trained, settings, operation, taken);
+
         let steps = settings.steps.saturating_sub(taken);
-        // The last step counts, whether it is a multiple or not.
-        let times = |every: u64, from: u64| match every {
-            0 => 0,
-            _ if from >= settings.steps => 0,
-            _ => settings.steps.div_ceil(every) - from / every,
-        };
-        // Held-back text is measured before the first step, too.
-        let measured_first = u64::from(operation.validate_every > 0 && taken == 0);
-        let saved = output_bytes + STATE_BYTES * trained;
-        let (saves, most) = (
-            times(operation.save_every, taken),
-            operation.keep.max(1) as u64,
-        );
-        let made = times(operation.save_every, 0);
-        let log = LOG.saturating_mul(settings.steps);
-        let folder = |checkpoints: u64| checkpoints.saturating_mul(saved).saturating_add(log);
-        let run_bytes = folder(made.min(most));
-        let disk_bytes =
-            folder(made.min(most.saturating_add(1))).max(run_bytes.saturating_add(output_bytes));
+        let (rows, seq) = (settings.rows() as u64, settings.seq as u64);
         let tokens = steps.saturating_mul(rows).saturating_mul(seq);
-        let measured: u64 = data
+        let held_back: u64 = data
             .iter()
             .map(|(_, folder, _)| held_back(folder, seq, operation.validate_rows as u64))
             .sum();
-        let again = if checkpointing { 1.0 } else { 0.0 };
-        let flops = tokens as f64
-            * (flops_per_token(&cost, trained) + again * cost.flops_per_token as f64)
-            + (times(operation.validate_every, taken) + measured_first) as f64
-                * measured as f64
-                * seq as f64
-                * cost.flops_per_token as f64;
-        let products = Products {
-            flops,
-            share: SHARE * ranks.unwrap_or(1) as f64,
-            gpu,
-            half: settings.dtype == Compute::Bf16,
+        // Held-back text is measured before the first step, too.
+        let before = u64::from(operation.validate_every > 0 && taken == 0);
+        let measurements = times(operation.validate_every, taken, settings.steps) + before;
+        let forward = cost.flops_per_token as f64;
+        let again = if operation.gradient_checkpointing {
+            forward
+        } else {
+            0.0
         };
+        let flops = tokens as f64 * (flops_per_token(&cost, trained) + again)
+            + measurements as f64 * held_back as f64 * seq as f64 * forward;
+
+        let Placement { gpu, ranks } = placement;
         Ok(Self {
             parameters: cost.total_parameters,
             trained,
             steps,
             tokens,
             output_bytes,
-            run_bytes,
-            disk_bytes,
-            products,
+            run_bytes: disk.run,
+            disk_bytes: disk.most,
+            products: Products {
+                flops,
+                share: SHARE * ranks.unwrap_or(1) as f64,
+                gpu,
+                half: settings.dtype == Compute::Bf16,
+            },
             other_seconds: output_bytes as f64 / READ
-                + (saves as f64 * saved as f64 + output_bytes as f64) / WRITTEN,
-            memory_bytes,
+                + (disk.saved + output_bytes as f64) / WRITTEN,
+            memory_bytes: memory.total(),
             memory,
             ranks,
         })
@@ -175,6 +153,67 @@ impl Outlook {
             ranks: self.ranks,
         }
     }
+}
+
+/// What a run writes, in bytes.
+struct Disk {
+    /// All checkpoints together.
+    saved: f64,
+    /// What stays beside the output.
+    run: u64,
+    /// The most at one time, with the output.
+    most: u64,
+}
+
+impl Disk {
+    fn of(
+        output: u64,
+        trained: u64,
+        settings: &Settings,
+        operation: &Operation,
+        taken: u64,
+    ) -> Self {
+        let checkpoint = output + STATE_BYTES * trained;
+        let log = LOG.saturating_mul(settings.steps);
+        let folder = |kept: u64| kept.saturating_mul(checkpoint).saturating_add(log);
+        let made = times(operation.save_every, 0, settings.steps);
+        let keep = operation.keep.max(1) as u64;
+        let run = folder(made.min(keep));
+        Self {
+            saved: times(operation.save_every, taken, settings.steps) as f64 * checkpoint as f64,
+            run,
+            // A checkpoint is written before an old one goes, and the output beside those that stay.
+            most: folder(made.min(keep.saturating_add(1))).max(run.saturating_add(output)),
+        }
+    }
+}
+
+/// How often something happens that happens every `every` steps, after step `from`. The last step counts, whether it is a
+/// multiple or not.
+fn times(every: u64, from: u64, steps: u64) -> u64 {
+    if every == 0 || from >= steps {
+        0
+    } else {
+        steps.div_ceil(every) - from / every
+    }
+}
+
+/// The memory of the process, or of each process of PyTorch.
+fn memory(
+    architecture: &Architecture,
+    names: &BTreeSet<String>,
+    settings: &Settings,
+    operation: &Operation,
+    placement: Placement,
+) -> Result<Memory> {
+    let checkpointing = operation.gradient_checkpointing;
+    if let Some(ranks) = placement.ranks {
+        return Memory::per_rank(architecture, names, settings, ranks, checkpointing);
+    }
+    let on_gpu = placement.gpu.is_some();
+    let computes_generally = on_gpu || settings.dtype != Compute::F32;
+    let limits = computes_generally.then(|| WorkLimits::of(on_gpu));
+    Memory::predict(architecture, names, settings, limits, checkpointing)
 }
 
 /// Floating-point operations of a token: the forward pass, the backward pass through activations, and the weight gradients

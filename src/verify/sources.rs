@@ -64,23 +64,7 @@ pub(super) fn open_sources(
         hashed += compare_files(&mut check, root, &record.files, Some(&record.name), options)?;
         match open_source(&path) {
             Ok(checkpoint) => {
-                for file in &checkpoint.files {
-                    let name = file
-                        .path()
-                        .file_name()
-                        .unwrap_or_default()
-                        .to_string_lossy();
-                    if !record.files.iter().any(|file| file.path == name) {
-                        let problem = format!(
-                            "holds weights of source `{}`, but {MANIFEST} does not list it",
-                            record.name
-                        );
-                        check.fault(
-                            FindingPlace::file(&file.path().display().to_string()),
-                            problem,
-                        );
-                    }
-                }
+                unlisted(&mut check, &checkpoint, record);
                 sources.push(Source {
                     name: record.name.clone(),
                     checkpoint,
@@ -99,6 +83,22 @@ pub(super) fn open_sources(
         given.recognised(manifest)
     ));
     Ok(sources)
+}
+
+/// Reports weights of a source that the manifest does not list.
+fn unlisted(check: &mut Running, source: &Checkpoint, record: &SourceRecord) {
+    for file in &source.files {
+        let path = file.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if record.files.iter().any(|file| file.path == name) {
+            continue;
+        }
+        let problem = format!(
+            "holds weights of source `{}`, but {MANIFEST} does not list it",
+            record.name
+        );
+        check.fault(FindingPlace::file(&path.display().to_string()), problem);
+    }
 }
 
 /// Opens a source. A plan may read the one matrix of a tied model under either of its names.
