@@ -219,8 +219,14 @@ fn damaged_folders_are_named() {
         matches!(&unknown, Error::Tokens(TokenError::NotHeader { problem, .. }) if problem.contains("sauces")),
         "{unknown}"
     );
-    let version = refused("version", &|f| edit(f, "version\":1", "version\":2"));
+    let version = refused("version", &|f| edit(f, "version\":1", "version\":3"));
     assert_eq!(version.place().key, Some("format_version"), "{version}");
+    let maskless = refused("maskless", &|f| edit(f, "version\":1", "version\":2"));
+    assert_eq!(
+        maskless.place().key,
+        Some("splits.train.0.mask"),
+        "{maskless}"
+    );
     for (name, from, to, wrong, said) in [
         (
             "vocab",
