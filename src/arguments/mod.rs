@@ -25,7 +25,7 @@ use crate::checkpoint::reference::SCHEME;
 use crate::checkpoint::views;
 
 pub use composed::{MaybeNamed, Named, Weighted};
-pub use paths::{CheckpointPath, InputPath, OutputPath, TextsPath};
+pub use paths::{CheckpointPath, CorpusPath, InputPath, OutputPath, TextsPath};
 pub use switches::{DryRun, Force, InPlace, Outline, Resume};
 pub use trusted::TrustedText;
 
@@ -275,6 +275,11 @@ mod tests {
         assert_eq!(places::<MaybeNamed<InputPath>>("a=b"), ["a=b", "b"]);
         assert_eq!(places::<TextsPath>("a/b*.md"), ["a/b*.md", "a"]);
         assert_eq!(places::<TextsPath>("*.md"), ["*.md", "."]);
+        assert_eq!(places::<CorpusPath>("a/b*.md"), ["a/b*.md", "a"]);
+        assert_eq!(places::<CorpusPath>("hf://datasets/o/n"), [""; 0]);
+        let dataset = std::ffi::OsStr::new("hf://datasets/o/n");
+        assert!(CorpusPath::read(dataset).is_ok());
+        assert!(TextsPath::read(dataset).is_err());
     }
 
     #[test]

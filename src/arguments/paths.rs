@@ -62,8 +62,12 @@ path_value! {
     InputPath, Input, "PATH", check, whole
 }
 path_value! {
-    /// Texts to read: a file, a folder, or a pattern of these; or a dataset on the Hub (`hf://datasets/…`), which is no path.
-    TextsPath, Input, "PATH", check_texts, whole_or_above_pattern
+    /// Texts to read: a file, a folder, or a pattern of these.
+    TextsPath, Input, "PATH", check, whole_or_above_pattern
+}
+path_value! {
+    /// Texts to read; or a dataset on the Hub (`hf://datasets/…`), which is no path.
+    CorpusPath, Input, "PATH", check_corpus, of_corpus
 }
 path_value! {
     /// A checkpoint that a command reads: a folder, or a weight file. A reference to the Hub (`hf://…`) may be typed in its
@@ -90,7 +94,7 @@ fn check(text: &OsStr, role: ArgumentRole) -> Result<(), String> {
 }
 
 /// As [`check`], but a reference to a dataset may be typed.
-fn check_texts(text: &OsStr, role: ArgumentRole) -> Result<(), String> {
+fn check_corpus(text: &OsStr, role: ArgumentRole) -> Result<(), String> {
     match text.to_str() {
         Some(text) if DatasetReference::is_meant(text) => DatasetReference::parse(text)
             .map(drop)
@@ -105,13 +109,18 @@ fn whole(text: &str) -> Vec<&str> {
 
 /// The text, or the folder in which the files of a pattern lie.
 fn whole_or_above_pattern(text: &str) -> Vec<&str> {
-    if DatasetReference::is_meant(text) {
-        return Vec::new();
-    }
     let above = text.find(['*', '?', '[']).map(|pattern| {
         text[..pattern]
             .rfind('/')
             .map_or(".", |slash| &text[..slash])
     });
     std::iter::once(text).chain(above).collect()
+}
+
+/// As [`whole_or_above_pattern`], but a reference to a dataset is no place.
+fn of_corpus(text: &str) -> Vec<&str> {
+    if DatasetReference::is_meant(text) {
+        return Vec::new();
+    }
+    whole_or_above_pattern(text)
 }

@@ -13,6 +13,9 @@ pub const MAIN: &str = "main";
 /// What the name of a dataset's repository begins with, here and in the Hub's addresses.
 pub const DATASETS: &str = "datasets/";
 
+/// What the names of repositories other than models begin with.
+const KINDS: [&str; 2] = ["datasets", "spaces"];
+
 /// The reference to a repository at a commit.
 pub fn pinned(repository: &str, commit: &str) -> String {
     format!("{SCHEME}{repository}@{commit}")
@@ -38,6 +41,10 @@ impl Reference {
             .strip_prefix("models/")
             .filter(|rest| rest.contains('/'))
             .unwrap_or(rest);
+        let kind = rest.split(['/', '@']).next().unwrap_or_default();
+        if KINDS.contains(&kind) {
+            return Err(refused(text, "expected a model repository"));
+        }
         Self::named(text, rest)
     }
 
@@ -50,11 +57,9 @@ impl Reference {
         let refused = |problem| refused(text, problem);
         let parts: Vec<&str> = repository.split('/').collect();
         if parts.len() > 2 {
-            let what = match parts[0] {
-                "datasets" | "spaces" => "expected a model repository",
-                _ => "expected the name of a repository, without a file in it",
-            };
-            return Err(refused(what));
+            return Err(refused(
+                "expected the name of a repository, without a file in it",
+            ));
         }
         if !parts.iter().all(|part| is_name(part)) || repository.len() > 96 {
             return Err(refused(
@@ -254,6 +259,10 @@ mod tests {
             "org/..",
             "org/name/file",
             "datasets/org/name",
+            "hf://datasets/name",
+            "hf://datasets/name@main",
+            "hf://models/spaces/name",
+            "datasets",
             "org/a--b",
             "org/name@",
             "org/name@../x",

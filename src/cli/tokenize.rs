@@ -2,9 +2,11 @@
 
 use std::sync::Mutex;
 
-use bam_convert::arguments::{Force, InputPath, Outline, OutputPath, TextsPath};
+use bam_convert::arguments::{CorpusPath, Force, InputPath, Outline, OutputPath};
 use bam_convert::checkpoint::reference::DatasetReference;
 use bam_convert::data::documents::{DocumentForm, TEXT_KEY};
+#[cfg(feature = "hub")]
+use bam_convert::data::input::holds_rows;
 use bam_convert::data::outline::outline;
 use bam_convert::data::tokenize::{
     SplitReport, TextsPlace, TokenizeProgress, TokenizeReport, TokenizeSettings, tokenize,
@@ -45,7 +47,7 @@ pub struct Arguments {
     /// Files, folders, and patterns such as 'texts/**/*.md'; or rows of a dataset on the Hub:
     /// hf://datasets/ORG/NAME[@REVISION][:CONFIG[/SPLIT]].
     #[arg(required = true, value_name = "PATH")]
-    paths: Vec<TextsPath>,
+    paths: Vec<CorpusPath>,
     /// Folder with a tokenizer.json, or the file itself; `train:N` makes a byte-level BPE of N tokens of the texts.
     #[arg(long, value_name = "DIR|FILE|train:N")]
     tokenizer: Vocabulary,
@@ -88,8 +90,8 @@ impl Verb for Arguments {
     }
 
     fn run(&self, printer: &Printer) -> Outcome {
-        let settings = TokenizeSettings {
-            sources: sources(&self.paths, *self.outline, printer)?,
+        let mut settings = TokenizeSettings {
+            sources: Vec::new(),
             form: if self.chat {
                 DocumentForm::Conversations
             } else {
@@ -107,6 +109,11 @@ impl Verb for Arguments {
             out: self.out.to_path_buf(),
             force: *self.force,
         };
+        // What is wrong elsewhere is said before anything is pulled.
+        if !*self.outline && self.paths.iter().any(|path| reference(path).is_some()) {
+            settings.check()?;
+        }
+        settings.sources = sources(&self.paths, *self.outline, printer)?;
         if *self.outline {
             return print(printer, &outline(&settings)?);
         }
@@ -152,18 +159,21 @@ impl Verb for Arguments {
 }
 
 /// Where the texts are, those on the Hub once they are pulled. For an outline, lengths are enough.
-fn sources(paths: &[TextsPath], is_outline: bool, printer: &Printer) -> Result<Vec<TextsPlace>> {
+fn sources(paths: &[CorpusPath], is_outline: bool, printer: &Printer) -> Result<Vec<TextsPlace>> {
     let mut places = Vec::with_capacity(paths.len());
     for path in paths {
-        let reference = path
-            .to_str()
-            .filter(|text| DatasetReference::is_meant(text));
-        places.push(match reference {
+        places.push(match reference(path) {
             Some(text) => dataset(&DatasetReference::parse(text)?, is_outline, printer)?,
             None => TextsPlace::Path(path.to_path_buf()),
         });
     }
     Ok(places)
+}
+
+/// The reference to a dataset that is typed in the place of a path.
+fn reference(path: &CorpusPath) -> Option<&str> {
+    let text = path.to_str();
+    text.filter(|text| DatasetReference::is_meant(text))
 }
 
 #[cfg(feature = "hub")]
@@ -173,7 +183,7 @@ fn dataset(
     printer: &Printer,
 ) -> Result<TextsPlace> {
     let client = super::hub::client()?;
-    let pull = DatasetPull::new(&client, reference)?;
+    let pull = DatasetPull::new(&client, reference, holds_rows)?;
     let (name, missing) = (pull.name().to_owned(), pull.missing());
     let lengths = pull.files().map(|(_, length)| length);
     let paths = if is_outline {

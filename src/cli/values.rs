@@ -4,8 +4,8 @@
 //! walk every argument of every command.
 
 use bam_convert::arguments::{
-    ArgumentKind, ArgumentKinds, CheckpointPath, DryRun, Force, InPlace, InputPath, MaybeNamed,
-    Named, Outline, OutputPath, Resume, TextsPath, TrustedText, Weighted,
+    ArgumentKind, ArgumentKinds, CheckpointPath, CorpusPath, DryRun, Force, InPlace, InputPath,
+    MaybeNamed, Named, Outline, OutputPath, Resume, TextsPath, TrustedText, Weighted,
 };
 use bam_convert::data::vocabulary::Vocabulary;
 use bam_convert::surgery::router::RouterInit;
@@ -19,6 +19,7 @@ pub fn kinds() -> ArgumentKinds {
         ArgumentKind::of::<MaybeNamed<InputPath>>(),
         ArgumentKind::of::<Named<Weighted<InputPath>>>(),
         ArgumentKind::of::<TextsPath>(),
+        ArgumentKind::of::<CorpusPath>(),
         ArgumentKind::of::<Named<TextsPath>>(),
         ArgumentKind::of::<CheckpointPath>(),
         ArgumentKind::of::<Named<CheckpointPath>>(),

@@ -100,6 +100,14 @@ pub(super) fn kind(path: &Path) -> Result<(Kind, Packing)> {
     Ok((kind, packing))
 }
 
+/// Whether a file of this name holds documents row by row: JSON lines, plain or packed, or parquet.
+pub fn holds_rows(path: &str) -> bool {
+    matches!(
+        kind(Path::new(path)),
+        Ok((Kind::JsonLines, _) | (Kind::Parquet, Packing::Plain))
+    )
+}
+
 /// The files that a path means: itself, all files below a folder, or those that a pattern (`*`, `?`, `[…]`, `**`)
 /// matches; in the order of their names. Names that begin with a dot are left out of folders.
 pub fn files(path: &Path) -> Result<Vec<PathBuf>> {
@@ -178,6 +186,15 @@ mod tests {
         assert_eq!(of("a.b.JSONL.zst"), (Kind::JsonLines, Packing::Zstd));
         assert_eq!(of("c4.json.gz"), (Kind::JsonLines, Packing::Gzip));
         assert_eq!(of("train.parquet"), (Kind::Parquet, Packing::Plain));
+        for (name, expected) in [
+            ("a.jsonl.zst", true),
+            ("a.parquet", true),
+            ("a.parquet.gz", false),
+            ("a.txt", false),
+            ("a.csv", false),
+        ] {
+            assert_eq!(holds_rows(name), expected, "{name}");
+        }
         let error = kind(Path::new("a.tar.gz")).unwrap_err();
         assert!(
             matches!(&error, Error::Data(DataError::NotText { ending, .. }) if ending == "tar"),

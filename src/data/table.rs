@@ -35,6 +35,9 @@ const VALUES: u64 = 1 << 20;
 /// Rows that need no justification, and further rows for each byte of the file.
 const ROWS: u64 = 1 << 16;
 const ROWS_BY_BYTE: u64 = 100;
+/// Values of lists that need no justification, and further ones for each byte of the file.
+const ITEMS: u64 = 1 << 20;
+const ITEMS_BY_BYTE: u64 = 100;
 /// Bytes of a page's header. Writers leave out statistics of more than 4 KiB.
 const HEADER: u64 = 1 << 16;
 /// Bytes that hold most headers.
@@ -90,6 +93,7 @@ impl OpenTable {
             file,
             length,
             unpacked: AtomicU64::new(0),
+            items: AtomicU64::new(0),
         };
         Ok(Self {
             file: Arc::new(file),
@@ -241,6 +245,8 @@ pub(super) struct TableFile {
     pub length: u64,
     /// Bytes of all pages so far. Row groups may share a page, which is unpacked for each.
     unpacked: AtomicU64,
+    /// Values of all pages of lists so far.
+    items: AtomicU64,
 }
 
 impl Length for TableFile {
@@ -303,6 +309,9 @@ pub(super) struct Pages {
     nullable: bool,
     /// Whether values may be prefixes of the one before. Values that are read together would then have no bound.
     pub allows_prefixes: bool,
+    is_repeated: bool,
+    /// Values of pages of lists since whoever reads the column has set it to 0: while a row is read, all go to memory.
+    pub items: Arc<AtomicU64>,
 }
 
 impl Pages {
@@ -325,6 +334,8 @@ impl Pages {
             gzip,
             nullable: column.column_descr().max_def_level() > 0,
             allows_prefixes: true,
+            is_repeated: column.column_descr().max_rep_level() > 0,
+            items: Arc::new(AtomicU64::new(0)),
         })
     }
 
@@ -378,6 +389,25 @@ impl Pages {
         }
         Ok(())
     }
+
+    /// Refuses more values of lists than a row can have, and than the file justifies: a few bytes repeat a level any number of
+    /// times, and a row has all values up to the next one's beginning.
+    fn check_items(&self, page: &Page) -> ParquetResult<()> {
+        let values = match page {
+            Page::DictionaryPage { .. } => return Ok(()),
+            Page::DataPage { .. } | Page::DataPageV2 { .. } => u64::from(page.num_values()),
+        };
+        let since = self.items.fetch_add(values, Relaxed) + values;
+        let all = self.file.items.fetch_add(values, Relaxed) + values;
+        let most = ITEMS + ITEMS_BY_BYTE * self.file.length;
+        if since > ITEMS || all > most {
+            let problem = format!(
+                "its lists have {since} items in a row, or {all} in all; expected at most {ITEMS} and {most}"
+            );
+            return Err(ParquetError::General(problem));
+        }
+        Ok(())
+    }
 }
 
 impl Iterator for Pages {
@@ -397,6 +427,9 @@ impl PageReader for Pages {
             unpack(&mut page)?;
         }
         self.check(&page)?;
+        if self.is_repeated {
+            self.check_items(&page)?;
+        }
 
         let length = page.buffer().len() as u64;
         let most = most_text(PAGE, self.file.length);

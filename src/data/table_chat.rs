@@ -1,10 +1,11 @@
 //! The conversations of a parquet table, one row at a time, as the objects that JSON lines would hold.
 //!
 //! A column of messages is a list of structures of strings, as the `datasets` library writes it. Its leaves are read side
-//! by side. `table.rs` bounds what is read; in addition, a row has at most the bytes of one document.
+//! by side. `table.rs` bounds what is read; in addition, a row has at most the bytes of one document, and so many values.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use parquet::basic::{ConvertedType, Repetition, Type as PhysicalType};
 use parquet::column::reader::ColumnReaderImpl;
@@ -18,6 +19,9 @@ use super::error::{DataError, DocumentPlace};
 use super::limits::{LARGEST, TABLE, most_text};
 use super::table::{OpenTable, Pages, TableFile, guarded};
 use crate::Result;
+
+/// Most values in the lists of a row, of all fields together.
+const MOST_VALUES: usize = 1 << 16;
 
 /// The rows of the columns that hold conversations.
 pub(super) struct TableChats {
@@ -45,6 +49,8 @@ struct Leaf {
     list_level: i16,
     value_level: i16,
     rows: Option<ColumnReaderImpl<ByteArrayType>>,
+    /// Values of the pages that were opened for the row that is read.
+    items: Arc<AtomicU64>,
 }
 
 /// What a leaf holds of a row.
@@ -152,7 +158,8 @@ impl TableChats {
                 leaf.open(&self.table.file, group.column(leaf.column), self.left)?;
             }
         }
-        let rows = self.leaves.iter_mut().map(Leaf::read);
+        let most = MOST_VALUES / self.leaves.len().max(1);
+        let rows = self.leaves.iter_mut().map(|leaf| leaf.read(most));
         let rows = rows.collect::<ParquetResult<Vec<_>>>()?;
         self.left -= 1;
         Ok(Some(rows))
@@ -178,6 +185,7 @@ impl Leaf {
             list_level: i16::from(field.get_basic_info().repetition() == Repetition::OPTIONAL),
             value_level: descriptor.max_def_level(),
             rows: None,
+            items: Arc::default(),
         })
     }
 
@@ -190,12 +198,15 @@ impl Leaf {
         let mut pages = Pages::open(file, column, rows)?;
         // All values of a row are read at once.
         pages.allows_prefixes = self.key.is_none();
+        self.items = pages.items.clone();
         let descriptor = column.column_descr_ptr();
         self.rows = Some(ColumnReaderImpl::new(descriptor, Box::new(pages)));
         Ok(())
     }
 
-    fn read(&mut self) -> ParquetResult<LeafRow> {
+    /// The next row, which has at most so many items.
+    fn read(&mut self, most: usize) -> ParquetResult<LeafRow> {
+        self.items.store(0, Relaxed);
         let (mut levels, mut repeated, mut values) = (Vec::new(), Vec::new(), Vec::new());
         let read = match &mut self.rows {
             Some(rows) => {
@@ -206,6 +217,12 @@ impl Leaf {
         };
         if read == 0 {
             let problem = format!("column `{}` has too few rows", self.field);
+            return Err(ParquetError::General(problem));
+        }
+        let found = levels.len().max(values.len());
+        if found > most {
+            let field = &self.field;
+            let problem = format!("a list in `{field}` has {found} items; expected at most {most}");
             return Err(ParquetError::General(problem));
         }
         // A column that is required throughout has no levels.

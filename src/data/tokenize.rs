@@ -25,7 +25,7 @@ use super::vocabulary::{self, ChatLayout, MOST_TEXT, Ready, Vocabulary};
 use crate::Result;
 use crate::checkpoint::SourceFile;
 use crate::checkpoint::hash::{hex, sha256, sha256_source};
-use crate::checkpoint::output::OutputFolder;
+use crate::checkpoint::output::{OutputFolder, check_target};
 use crate::checkpoint::source_file::{Stamp, changed};
 use crate::model::chat::RenderChat;
 
@@ -157,12 +157,7 @@ pub fn tokenize(
     render: &RenderChat,
     progress: &(dyn Fn(TokenizeProgress) + Sync),
 ) -> Result<TokenizeReport> {
-    if !(0.0..1.0).contains(&settings.validation) {
-        return Err(DataError::ValidationShare {
-            found: settings.validation,
-        }
-        .into());
-    }
+    settings.check_share()?;
     let found: Vec<Vec<PathBuf>> = settings
         .sources
         .iter()
@@ -171,13 +166,7 @@ pub fn tokenize(
     let folder = OutputFolder::begin(&settings.out, settings.force, &inputs(settings, &found))?;
     folder.clear()?;
     // What is wrong with the tokenizer is said before all texts are read.
-    let existing = match &settings.vocabulary {
-        Vocabulary::Existing(path) => Some(settings.read_vocabulary(path)?),
-        Vocabulary::Train(_) if settings.layout != ChatLayout::None => {
-            return Err(DataError::NoTemplateYet.into());
-        }
-        Vocabulary::Train(_) => None,
-    };
+    let existing = settings.existing()?;
     let corpus = Corpus::read(settings, &found, progress)?;
     let ready = match (existing, &settings.vocabulary) {
         (None, Vocabulary::Train(count)) => {
@@ -239,6 +228,31 @@ pub fn tokenize(
 }
 
 impl TokenizeSettings {
+    /// Refuses what is wrong with the output, the tokenizer and the other settings, whatever the texts are.
+    pub fn check(&self) -> Result<()> {
+        self.check_share()?;
+        check_target(&self.out, self.force, &inputs(self, &[]))?;
+        self.existing().map(drop)
+    }
+
+    fn check_share(&self) -> Result<()> {
+        match self.validation {
+            found if (0.0..1.0).contains(&found) => Ok(()),
+            found => Err(DataError::ValidationShare { found }.into()),
+        }
+    }
+
+    /// The tokenizer, where it is not made of the texts.
+    fn existing(&self) -> Result<Option<Ready>> {
+        match &self.vocabulary {
+            Vocabulary::Existing(path) => self.read_vocabulary(path).map(Some),
+            Vocabulary::Train(_) if self.layout != ChatLayout::None => {
+                Err(DataError::NoTemplateYet.into())
+            }
+            Vocabulary::Train(_) => Ok(None),
+        }
+    }
+
     fn read_vocabulary(&self, path: &Path) -> Result<Ready> {
         vocabulary::read(path, self.end_of_text.as_deref(), &self.layout)
     }

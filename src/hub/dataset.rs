@@ -2,10 +2,8 @@
 
 use std::path::PathBuf;
 
-use glob::Pattern;
-
 use super::client::HubClient;
-use super::dataset_files::{README, Wanted, choose};
+use super::dataset_files::{CONVERTED, DatasetFiles, README, Wanted};
 use super::pull::Pull;
 use super::request_error::HubRequestError;
 use super::selection::FileSelection;
@@ -14,8 +12,8 @@ use crate::Result;
 use crate::checkpoint::json;
 use crate::checkpoint::reference::{DatasetReference, Reference};
 
-/// Bytes of the longest `README.md` whose front matter is read. Those with statistics of many configurations are long.
-const LONGEST_README: u64 = 8 << 20;
+/// Bytes of the longest `README.md` whose front matter is read.
+const LONGEST_README: u64 = 1 << 20;
 
 /// The files of a dataset's rows, which can be pulled.
 pub struct DatasetPull<'a> {
@@ -24,25 +22,36 @@ pub struct DatasetPull<'a> {
 }
 
 impl<'a> DatasetPull<'a> {
-    /// Asks the Hub which commit a reference means, and chooses the files of its configuration and split.
+    /// Asks the Hub which commit a reference means, and chooses the files of its configuration and split. `holds_rows` says
+    /// whether a file of such a name can be read.
     ///
     /// # Errors
-    /// A repository, revision, configuration or split that does not exist.
-    pub fn new(client: &'a HubClient, dataset: &DatasetReference) -> Result<Self> {
+    /// A repository, revision, configuration or split that does not exist, or a split that cannot be read.
+    pub fn new(
+        client: &'a HubClient,
+        dataset: &DatasetReference,
+        holds_rows: fn(&str) -> bool,
+    ) -> Result<Self> {
         let snapshot = Snapshot::of(client, &dataset.reference)?;
         let pinned = Reference {
             repository: snapshot.repository.clone(),
             revision: Some(snapshot.commit.clone()),
         };
         let readme = readme(client, &snapshot, &pinned)?;
-        let files: Vec<&str> = snapshot.files.keys().map(String::as_str).collect();
-        let wanted = Wanted {
+        let place = snapshot.place();
+        let files = DatasetFiles {
+            place: &place,
+            paths: snapshot.files.keys().map(String::as_str).collect(),
+            readme: readme.as_deref(),
+            is_converted: dataset.reference.revision() == CONVERTED,
+            holds_rows,
+        };
+        let chosen = files.choose(Wanted {
             config: dataset.config.as_deref(),
             split: dataset.split.as_deref(),
-        };
-        let chosen = choose(&snapshot.place(), wanted, &files, readme.as_deref())?;
+        })?;
         Ok(Self {
-            pull: Pull::new(client, &pinned, &exactly(&chosen)?, None)?,
+            pull: Pull::new(client, &pinned, &FileSelection::of_paths(chosen), None)?,
             name: dataset.pinned(&snapshot.commit),
         })
     }
@@ -87,14 +96,10 @@ fn readme(client: &HubClient, snapshot: &Snapshot, pinned: &Reference) -> Result
         );
         return Err(refused(problem).into());
     }
-    let pull = Pull::new(client, pinned, &exactly(&[README.to_owned()])?, None)?;
+    let selection = FileSelection::of_paths(vec![README.to_owned()]);
+    let pull = Pull::new(client, pinned, &selection, None)?;
     let path = pull.run(false, 1, &|_| {})?.folder.join(README);
     let bytes = json::read_bytes_up_to(&path, LONGEST_README)?;
     let text = String::from_utf8(bytes).map_err(|e| refused(e.to_string()))?;
     Ok(Some(text))
-}
-
-fn exactly(paths: &[String]) -> Result<FileSelection> {
-    let patterns: Vec<String> = paths.iter().map(|path| Pattern::escape(path)).collect();
-    FileSelection::new(&patterns, &[])
 }

@@ -1,45 +1,49 @@
 //! Which files of a dataset's repository are the rows of a configuration and a split.
 //!
 //! The front matter of `README.md` lists configurations and their files. Without this list, names of files and folders
-//! tell the splits, by the words that the `datasets` library knows.
+//! tell the splits, as the `datasets` library reads them. Whoever makes a repository chooses both, so work is bounded.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use glob::{MatchOptions, Pattern};
+use glob::Pattern;
 use serde::Deserialize;
 
+use super::dataset_names::{Splits, TRAIN, by_names, is_held_back};
+use super::path_pattern::PathPattern;
 use super::request_error::HubRequestError;
 use crate::Result;
 use crate::checkpoint::yaml;
 
 /// Name of the file whose front matter lists configurations.
 pub(super) const README: &str = "README.md";
+/// The revision at which the Hub keeps the rows of a dataset as tables, in folders of configurations and splits.
+pub(super) const CONVERTED: &str = "refs/convert/parquet";
 /// The name of a configuration where none is named.
 const DEFAULT: &str = "default";
-/// The split that is meant where none is named.
-const TRAIN: &str = "train";
-/// Words in names of files and folders, and their splits.
-const WORDS: [(&str, &str); 10] = [
-    ("train", TRAIN),
-    ("training", TRAIN),
-    ("validation", "validation"),
-    ("valid", "validation"),
-    ("dev", "validation"),
-    ("val", "validation"),
-    ("test", "test"),
-    ("testing", "test"),
-    ("eval", "test"),
-    ("evaluation", "test"),
-];
-/// Endings of files that hold rows, before the endings of packing.
-const ENDINGS: [&str; 5] = ["parquet", "jsonl", "ndjson", "jsonlines", "json"];
-const PACKINGS: [&str; 2] = ["gz", "zst"];
+/// What a split of converted rows begins with where some rows are missing.
+const PARTIAL: &str = "partial-";
+/// Most patterns of a split, and most comparisons of a pattern with a file.
+const MOST_PATTERNS: usize = 1000;
+const MOST_COMPARISONS: usize = 10_000_000;
 
 /// A configuration or a split that is asked for.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Wanted<'a> {
     pub config: Option<&'a str>,
     pub split: Option<&'a str>,
+}
+
+/// What is in a repository.
+pub(super) struct DatasetFiles<'a> {
+    /// The repository and commit, for errors.
+    pub place: &'a str,
+    pub paths: Vec<&'a str>,
+    /// The text of [`README`].
+    pub readme: Option<&'a str>,
+    /// Whether the revision is [`CONVERTED`].
+    pub is_converted: bool,
+    /// Whether a file of such a name holds rows that can be read.
+    pub holds_rows: fn(&str) -> bool,
 }
 
 #[derive(Default, Deserialize)]
@@ -79,29 +83,205 @@ enum Paths {
     Several(Vec<String>),
 }
 
-/// The files of the rows that are wanted, in the order of their names; `place` names the repository in errors.
-pub(super) fn choose(
-    place: &str,
-    wanted: Wanted,
-    files: &[&str],
-    readme: Option<&str>,
-) -> Result<Vec<String>> {
-    let configs = match readme.and_then(front_matter) {
-        None => Vec::new(),
-        Some(text) => {
-            yaml::from_text::<FrontMatter>(text)
-                .map_err(|e| HubRequestError::FrontMatter {
-                    place: place.to_owned(),
-                    problem: e.to_string().lines().next().unwrap_or_default().to_owned(),
-                })?
-                .configs
+impl DatasetFiles<'_> {
+    /// The files of the rows that are wanted, in the order of their names.
+    ///
+    /// # Errors
+    /// A configuration or split that is not there or not clear, and files that do not hold rows.
+    pub fn choose(&self, wanted: Wanted) -> Result<Vec<String>> {
+        let mut files = if self.is_converted {
+            self.converted(wanted)?
+        } else {
+            self.listed(wanted)?
+        };
+        if let Some(path) = files.iter().find(|path| !(self.holds_rows)(path)) {
+            return Err(HubRequestError::NotRows {
+                place: self.place.to_owned(),
+                path: (*path).to_owned(),
+            }
+            .into());
         }
-    };
-    let splits = match config(place, wanted.config, &configs)? {
-        None => by_names(files),
-        Some(entry) => of_entry(place, entry, files)?,
-    };
-    of_split(place, wanted.split, splits)
+        files.sort_unstable();
+        Ok(files.into_iter().map(str::to_owned).collect())
+    }
+
+    /// The files of folders of configurations and splits.
+    fn converted(&self, wanted: Wanted) -> Result<Vec<&str>> {
+        let mut configs: BTreeMap<&str, Splits> = BTreeMap::new();
+        for path in self.paths.iter().filter(|path| (self.holds_rows)(path)) {
+            let mut names = path.split('/');
+            if let (Some(config), Some(split), Some(_), None) =
+                (names.next(), names.next(), names.next(), names.next())
+            {
+                let splits = configs.entry(config).or_default();
+                splits.entry(split).or_default().push(path);
+            }
+        }
+        let names: Vec<&str> = configs.keys().copied().collect();
+        let config = self.config(wanted.config, &names, None)?;
+        self.of_split(wanted.split, &configs[config])
+    }
+
+    /// The files that the front matter lists, or that names tell.
+    fn listed(&self, wanted: Wanted) -> Result<Vec<&str>> {
+        let configs = self.configs()?;
+        if configs.is_empty() && wanted.config.is_none_or(|name| name == DEFAULT) {
+            return self.of_split(wanted.split, &by_names(&self.paths, 0));
+        }
+        let names: Vec<&str> = configs.iter().map(|one| one.config_name.as_str()).collect();
+        let marked = configs.iter().position(|one| one.default);
+        let name = self.config(wanted.config, &names, marked)?;
+        match configs.iter().find(|one| one.config_name == name) {
+            Some(entry) => self.of_entry(wanted.split, entry),
+            None => Err(self.no_config(wanted.config, &names)),
+        }
+    }
+
+    /// The configurations of the front matter.
+    fn configs(&self) -> Result<Vec<ConfigEntry>> {
+        let Some(text) = self.readme.and_then(front_matter) else {
+            return Ok(Vec::new());
+        };
+        let front = yaml::from_text::<FrontMatter>(text);
+        let front = front.map_err(|e| HubRequestError::FrontMatter {
+            place: self.place.to_owned(),
+            problem: e.to_string().lines().next().unwrap_or_default().to_owned(),
+        })?;
+        Ok(front.configs)
+    }
+
+    /// The configuration that is meant; `marked` is the number of the one to take where none is named.
+    fn config<'n>(
+        &self,
+        wanted: Option<&str>,
+        names: &[&'n str],
+        marked: Option<usize>,
+    ) -> Result<&'n str> {
+        let named = |name: &str| names.iter().find(|found| **found == name);
+        let found = match (wanted, names) {
+            (Some(name), _) => named(name),
+            (None, [only]) => Some(only),
+            (None, _) => marked
+                .and_then(|number| names.get(number))
+                .or_else(|| named(DEFAULT)),
+        };
+        found.copied().ok_or_else(|| self.no_config(wanted, names))
+    }
+
+    fn no_config(&self, wanted: Option<&str>, names: &[&str]) -> crate::Error {
+        HubRequestError::NoConfig {
+            place: self.place.to_owned(),
+            wanted: wanted.map(str::to_owned),
+            configs: names.iter().map(|name| (*name).to_owned()).collect(),
+        }
+        .into()
+    }
+
+    /// The split that is meant. Rows that are held back are never taken without their name.
+    fn split<'n>(&self, wanted: Option<&str>, names: &[&'n str]) -> Result<&'n str> {
+        let is_special = |name: &str| name.starts_with(PARTIAL) || is_held_back(name);
+        let found = match (wanted, names) {
+            (None, [only]) if !is_special(only) => Some(only),
+            _ => {
+                let wanted = wanted.unwrap_or(TRAIN);
+                names.iter().find(|name| **name == wanted)
+            }
+        };
+        found.copied().ok_or_else(|| {
+            HubRequestError::NoSplit {
+                place: self.place.to_owned(),
+                wanted: wanted.unwrap_or(TRAIN).to_owned(),
+                splits: names.iter().map(|name| (*name).to_owned()).collect(),
+            }
+            .into()
+        })
+    }
+
+    fn of_split<'f>(&self, wanted: Option<&str>, splits: &Splits<'f>) -> Result<Vec<&'f str>> {
+        let names: Vec<&str> = splits.keys().copied().collect();
+        let split = self.split(wanted, &names)?;
+        Ok(splits[split].clone())
+    }
+
+    /// The files of a split of a configuration.
+    fn of_entry(&self, wanted: Option<&str>, entry: &ConfigEntry) -> Result<Vec<&str>> {
+        let folder = entry.data_dir.as_deref().unwrap_or_default();
+        let folder = folder.trim_start_matches("./").trim_matches('/');
+        let folder = match folder {
+            "" | "." => String::new(),
+            folder => format!("{folder}/"),
+        };
+        let parts: Vec<(&str, &str)> = match &entry.data_files {
+            None => {
+                let paths = self.paths.iter().copied();
+                let below: Vec<&str> = paths.filter(|path| path.starts_with(&folder)).collect();
+                return self.of_split(wanted, &by_names(&below, folder.len()));
+            }
+            Some(DataFiles::One(path)) => vec![(TRAIN, path.as_str())],
+            Some(DataFiles::Several(parts)) => parts.iter().flat_map(DataFile::patterns).collect(),
+        };
+        let mut seen = BTreeSet::new();
+        let names = parts.iter().map(|part| part.0);
+        let names: Vec<&str> = names.filter(|name| seen.insert(*name)).collect();
+        let split = self.split(wanted, &names)?;
+        let patterns = parts.iter().filter(|part| part.0 == split);
+        let patterns: Vec<&str> = patterns.map(|part| part.1).collect();
+        self.matching(&folder, &patterns)
+    }
+
+    /// The files below a folder that patterns of the front matter match.
+    fn matching(&self, folder: &str, patterns: &[&str]) -> Result<Vec<&str>> {
+        let refused = |pattern: &str, problem: String| HubRequestError::DataPattern {
+            place: self.place.to_owned(),
+            pattern: pattern.chars().take(100).collect(),
+            problem,
+        };
+        let comparisons = patterns.len().saturating_mul(self.paths.len());
+        if patterns.len() > MOST_PATTERNS || comparisons > MOST_COMPARISONS {
+            let (found, files) = (patterns.len(), self.paths.len());
+            let problem = format!("the split has {found} patterns, the repository {files} files");
+            return Err(refused(patterns[0], problem).into());
+        }
+        let names = self.paths.iter().map(|path| path.split('/').collect());
+        let paths: Vec<Vec<&str>> = names.collect();
+        let mut found = BTreeSet::new();
+        for pattern in patterns {
+            if pattern.contains("://") {
+                return Err(refused(pattern, "it leads to another place".to_owned()).into());
+            }
+            let below = pattern.trim_start_matches("./");
+            let compiled = PathPattern::new(&format!("{}{below}", Pattern::escape(folder)));
+            let compiled = compiled.map_err(|problem| refused(pattern, problem))?;
+            let mut is_used = false;
+            for (path, names) in self.paths.iter().zip(&paths) {
+                if compiled.matches(names) {
+                    is_used = true;
+                    found.insert(*path);
+                }
+            }
+            if !is_used {
+                let problem = "no file of the repository matches it".to_owned();
+                return Err(refused(pattern, problem).into());
+            }
+        }
+        Ok(found.into_iter().collect())
+    }
+}
+
+impl DataFile {
+    /// Its patterns, each with its split.
+    fn patterns(&self) -> Vec<(&str, &str)> {
+        match self {
+            Self::Path(path) => vec![(TRAIN, path.as_str())],
+            Self::OfSplit { split, path } => match path {
+                Paths::One(path) => vec![(split.as_str(), path.as_str())],
+                Paths::Several(paths) => {
+                    let paths = paths.iter().map(String::as_str);
+                    paths.map(|path| (split.as_str(), path)).collect()
+                }
+            },
+        }
+    }
 }
 
 /// The front matter of a page.
@@ -113,203 +293,116 @@ fn front_matter(readme: &str) -> Option<&str> {
     Some(&rest[..end + 1])
 }
 
-/// The configuration that is meant, or none where the repository lists none.
-fn config<'a>(
-    place: &str,
-    wanted: Option<&str>,
-    configs: &'a [ConfigEntry],
-) -> Result<Option<&'a ConfigEntry>> {
-    let named = |name: &str| configs.iter().find(|config| config.config_name == name);
-    let found = match (wanted, configs) {
-        (None | Some(DEFAULT), []) => return Ok(None),
-        (Some(name), _) => named(name),
-        (None, [only]) => Some(only),
-        (None, _) => configs
-            .iter()
-            .find(|config| config.default)
-            .or_else(|| named(DEFAULT)),
-    };
-    found.map(Some).ok_or_else(|| {
-        HubRequestError::NoConfig {
-            place: place.to_owned(),
-            wanted: wanted.map(str::to_owned),
-            configs: configs
-                .iter()
-                .map(|config| config.config_name.clone())
-                .collect(),
-        }
-        .into()
-    })
-}
-
-/// A split and its files.
-type SplitFiles = (String, Vec<String>);
-
-/// The splits of a configuration that lists its files.
-fn of_entry(place: &str, entry: &ConfigEntry, files: &[&str]) -> Result<Vec<SplitFiles>> {
-    let folder = entry.data_dir.as_deref().map(|dir| dir.trim_matches('/'));
-    let folder = folder.filter(|dir| !dir.is_empty() && *dir != ".");
-    let below: Vec<&str> = match folder {
-        Some(folder) => {
-            let is_below = |file: &&&str| {
-                file.strip_prefix(folder)
-                    .is_some_and(|rest| rest.starts_with('/'))
-            };
-            files.iter().filter(is_below).copied().collect()
-        }
-        None => files.to_vec(),
-    };
-    let matching = |paths: &[&str]| {
-        let mut found = BTreeSet::new();
-        for path in paths {
-            let path = match folder {
-                Some(folder) => format!("{folder}/{path}"),
-                None => (*path).to_owned(),
-            };
-            found.extend(matches(place, &path, files)?);
-        }
-        Ok::<_, crate::Error>(found.into_iter().collect::<Vec<String>>())
-    };
-    match &entry.data_files {
-        None => Ok(by_names(&below)),
-        Some(DataFiles::One(path)) => Ok(vec![(TRAIN.to_owned(), matching(&[path])?)]),
-        Some(DataFiles::Several(parts)) => {
-            let (mut splits, mut plain) = (Vec::new(), Vec::new());
-            for part in parts {
-                match part {
-                    DataFile::Path(path) => plain.push(path.as_str()),
-                    DataFile::OfSplit { split, path } => {
-                        let paths: Vec<&str> = match path {
-                            Paths::One(path) => vec![path],
-                            Paths::Several(paths) => paths.iter().map(String::as_str).collect(),
-                        };
-                        splits.push((split.clone(), matching(&paths)?));
-                    }
-                }
-            }
-            if !plain.is_empty() {
-                splits.push((TRAIN.to_owned(), matching(&plain)?));
-            }
-            Ok(splits)
-        }
-    }
-}
-
-/// The files that a pattern of the front matter matches.
-fn matches(place: &str, pattern: &str, files: &[&str]) -> Result<Vec<String>> {
-    let pattern = pattern.trim_start_matches("./");
-    let refused = |problem: String| HubRequestError::DataPattern {
-        place: place.to_owned(),
-        pattern: pattern.to_owned(),
-        problem,
-    };
-    if pattern.contains("://") {
-        return Err(refused("it leads to another place".to_owned()).into());
-    }
-    let compiled = Pattern::new(pattern).map_err(|e| refused(e.to_string()))?;
-    let options = MatchOptions {
-        require_literal_separator: true,
-        require_literal_leading_dot: true,
-        ..MatchOptions::default()
-    };
-    let found: Vec<String> = files
-        .iter()
-        .filter(|file| compiled.matches_with(file, options))
-        .map(|file| (*file).to_owned())
-        .collect();
-    if found.is_empty() {
-        return Err(refused("no file of the repository matches it".to_owned()).into());
-    }
-    Ok(found)
-}
-
-/// The splits that names of files and folders tell; all files are for training where none tells one.
-fn by_names(files: &[&str]) -> Vec<SplitFiles> {
-    let rows: Vec<&str> = files
-        .iter()
-        .copied()
-        .filter(|file| holds_rows(file))
-        .collect();
-    let mut splits: Vec<SplitFiles> = Vec::new();
-    for file in &rows {
-        let mut words = file.split(|c: char| !c.is_ascii_alphabetic());
-        let split = words.find_map(|word| WORDS.iter().find(|(known, _)| *known == word));
-        let Some((_, split)) = split else { continue };
-        match splits.iter_mut().find(|(name, _)| name == split) {
-            Some((_, files)) => files.push((*file).to_owned()),
-            None => splits.push(((*split).to_owned(), vec![(*file).to_owned()])),
-        }
-    }
-    if splits.is_empty() && !rows.is_empty() {
-        let rows = rows.into_iter().map(str::to_owned).collect();
-        splits.push((TRAIN.to_owned(), rows));
-    }
-    splits
-}
-
-fn holds_rows(path: &str) -> bool {
-    let name = path.rsplit('/').next().unwrap_or(path);
-    if name.starts_with('.') {
-        return false;
-    }
-    let mut endings = name.rsplit('.');
-    let ending = endings.next().map(|last| {
-        if PACKINGS.contains(&last) {
-            endings.next().unwrap_or_default()
-        } else {
-            last
-        }
-    });
-    ending.is_some_and(|ending| ENDINGS.contains(&ending))
-}
-
-fn of_split(place: &str, wanted: Option<&str>, splits: Vec<SplitFiles>) -> Result<Vec<String>> {
-    let names: Vec<String> = splits.iter().map(|(name, _)| name.clone()).collect();
-    let is_only = splits.len() == 1;
-    let mut found = splits.into_iter().filter(|(name, _)| match wanted {
-        Some(wanted) => name == wanted,
-        None => name == TRAIN || is_only,
-    });
-    let Some((_, mut files)) = found.next() else {
-        return Err(HubRequestError::NoSplit {
-            place: place.to_owned(),
-            wanted: wanted.unwrap_or(TRAIN).to_owned(),
-            splits: names,
-        }
-        .into());
-    };
-    files.sort();
-    Ok(files)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const FILES: [&str; 6] = [
+    const FILES: [&str; 7] = [
         "README.md",
         "data/train-00000-of-00002.parquet",
         "data/train-00001-of-00002.parquet",
         "data/test.jsonl.gz",
         "de/all.jsonl",
         "scripts/contest.json",
+        "scripts/load.py",
     ];
 
-    fn chosen(target: (&str, &str), readme: Option<&str>) -> Result<Vec<String>> {
-        let wanted = Wanted {
+    fn holds_rows(path: &str) -> bool {
+        [".parquet", ".jsonl", ".jsonl.gz", ".json"]
+            .iter()
+            .any(|ending| path.ends_with(ending))
+    }
+
+    fn chosen_of(
+        files: &[&str],
+        target: (&str, &str),
+        readme: Option<&str>,
+    ) -> Result<Vec<String>> {
+        let files = DatasetFiles {
+            place: "hf://datasets/a/b",
+            paths: files.to_vec(),
+            readme,
+            is_converted: readme == Some(CONVERTED),
+            holds_rows,
+        };
+        files.choose(Wanted {
             config: Some(target.0).filter(|text| !text.is_empty()),
             split: Some(target.1).filter(|text| !text.is_empty()),
-        };
-        choose("hf://datasets/a/b", wanted, &FILES, readme)
+        })
+    }
+
+    fn chosen(target: (&str, &str), readme: Option<&str>) -> Result<Vec<String>> {
+        chosen_of(&FILES, target, readme)
+    }
+
+    fn refused(found: Result<Vec<String>>, part: &str) {
+        let error = found.unwrap_err().to_string();
+        assert!(error.contains(part), "{error}");
     }
 
     #[test]
     fn names_tell_the_splits() {
         assert_eq!(chosen(("", ""), None).unwrap(), FILES[1..3]);
-        assert_eq!(chosen(("default", "test"), None).unwrap(), [FILES[3]]);
-        let error = chosen(("", "validation"), None).unwrap_err();
-        assert!(error.to_string().contains("validation"), "{error}");
+        // Names of shards come first, so that other files are none of its splits.
+        refused(chosen(("default", "test"), None), "has no split `test`");
+        refused(
+            chosen(("", "validation"), None),
+            "has no split `validation`",
+        );
         assert!(chosen(("de", ""), None).is_err());
+
+        let named = |files: &[&str], split| chosen_of(files, ("", split), None);
+        let shards = [
+            "data/train_gen-00000-of-00001.parquet",
+            "data/train_sft-00000-of-00001-ab12.parquet",
+        ];
+        assert_eq!(named(&shards, "train_sft").unwrap(), shards[1..]);
+        refused(named(&shards, ""), "has no split `train`");
+        // Folders come before files, and words are whole.
+        let folders = ["train/test.jsonl", "dev-2/a.jsonl", "contest/b.jsonl"];
+        assert_eq!(named(&folders, "").unwrap(), folders[..1]);
+        assert_eq!(named(&folders, "validation").unwrap(), folders[1..2]);
+        assert_eq!(named(&folders[2..], "").unwrap(), folders[2..]);
+        let files = [
+            "a_train1.jsonl",
+            "b.test.jsonl",
+            "dataset_infos.json",
+            ".train/c.jsonl",
+        ];
+        assert_eq!(named(&files, "").unwrap(), files[..1]);
+    }
+
+    #[test]
+    fn what_is_held_back_or_cannot_be_read_is_not_trained_on() {
+        let named = |files: &[&str]| chosen_of(files, ("", ""), None);
+        refused(named(&["test.jsonl"]), "has no split `train`");
+        refused(named(&["train.csv", "test.jsonl"]), "`train.csv`");
+        refused(named(&["a.jsonl", "b.arrow"]), "`b.arrow`");
+        let all = "---\nconfigs:\n- config_name: x\n  data_files: '**'\n---\n";
+        refused(chosen(("", ""), Some(all)), "`README.md`");
+        let held_back = "---\nconfigs:\n- config_name: x\n  data_files:\n  - {split: test, path: '**/*.jsonl'}\n---\n";
+        refused(chosen(("", ""), Some(held_back)), "has no split `train`");
+        assert_eq!(chosen(("", "test"), Some(held_back)).unwrap(), [FILES[4]]);
+    }
+
+    #[test]
+    fn converted_rows_are_in_folders_of_configurations_and_splits() {
+        let files = [
+            "README.md",
+            "de/train/0000.parquet",
+            "de/train/0001.parquet",
+            "en/partial-train/0000.parquet",
+            "en/test/0000.parquet",
+        ];
+        let found = |config, split| chosen_of(&files, (config, split), Some(CONVERTED));
+        assert_eq!(found("de", "").unwrap(), files[1..3]);
+        assert_eq!(found("en", "test").unwrap(), files[4..]);
+        refused(found("en", ""), "has no split `train`");
+        refused(found("", ""), "expected the name of a configuration");
+        refused(found("fr", ""), "has no configuration `fr`");
+        let partial = |split| chosen_of(&files[3..4], ("en", split), Some(CONVERTED));
+        refused(partial(""), "has no split `train`");
+        assert_eq!(partial("partial-train").unwrap(), files[3..4]);
     }
 
     #[test]
@@ -319,12 +412,28 @@ mod tests {
         assert_eq!(chosen(("", ""), Some(readme)).unwrap(), FILES[1..3]);
         assert_eq!(chosen(("de", ""), Some(readme)).unwrap(), [FILES[4]]);
         assert_eq!(chosen(("all", "train"), Some(readme)).unwrap().len(), 4);
-        let error = chosen(("fr", ""), Some(readme)).unwrap_err();
-        assert!(error.to_string().contains("fr"), "{error}");
-        let elsewhere =
-            "---\nconfigs:\n- config_name: x\n  data_files: hf://datasets/c/d/e.jsonl\n---\n";
-        assert!(chosen(("", ""), Some(elsewhere)).is_err());
-        let missing = "---\nconfigs:\n- config_name: x\n  data_files: nothing/*.jsonl\n---\n";
-        assert!(chosen(("", ""), Some(missing)).is_err());
+        refused(
+            chosen(("fr", ""), Some(readme)),
+            "has no configuration `fr`",
+        );
+        let only =
+            |files: &str| format!("---\nconfigs:\n- config_name: x\n  data_files: {files}\n---\n");
+        let elsewhere = only("hf://datasets/c/d/e.jsonl");
+        refused(chosen(("", ""), Some(&elsewhere)), "another place");
+        refused(chosen(("", ""), Some(&only("nothing/*.jsonl"))), "no file");
+        // Names in a folder count below it only.
+        let within = "---\nconfigs:\n- config_name: x\n  data_dir: ./test/\n---\n";
+        let files = ["test/a.jsonl", "b.jsonl"];
+        assert_eq!(
+            chosen_of(&files, ("", ""), Some(within)).unwrap(),
+            files[..1]
+        );
+    }
+
+    #[test]
+    fn a_page_of_many_patterns_is_refused() {
+        let patterns = "x,".repeat(2000);
+        let readme = format!("---\nconfigs:\n- config_name: x\n  data_files: [{patterns}]\n---\n");
+        refused(chosen(("", ""), Some(&readme)), "2000 patterns");
     }
 }

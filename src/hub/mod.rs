@@ -16,6 +16,7 @@ mod commit;
 mod content;
 mod dataset;
 mod dataset_files;
+mod dataset_names;
 mod download;
 mod error;
 // Development builds have it too, so that the tests compile the fuzz target that calls it.
@@ -28,6 +29,7 @@ mod lfs;
 mod local_paths;
 mod outgoing;
 mod parallel;
+mod path_pattern;
 mod pull;
 mod push;
 mod ranges;

@@ -95,6 +95,14 @@ pub enum HubRequestError {
         /// The splits that it has.
         splits: Vec<String>,
     },
+    /// A file of a dataset's split that is neither parquet nor JSON lines.
+    #[error("{place}: expected parquet or JSON lines, found `{path}`")]
+    NotRows {
+        /// Repository and commit.
+        place: String,
+        /// The file.
+        path: String,
+    },
     /// A pattern of files in the front matter of a dataset's page.
     #[error("{place}: README.md: cannot use the data files `{pattern}`: {problem}")]
     DataPattern {
@@ -236,6 +244,9 @@ impl HubRequestError {
     /// What to do next.
     pub fn hint(&self) -> Option<Cow<'_, str>> {
         const LIST: &str = "name files with --include; --include '*' --dry-run lists them all";
+        const ROWS: &str = "name another split, or the Hub's tables of it: \
+                            hf://datasets/ORG/NAME@refs/convert/parquet:CONFIG/SPLIT; \
+                            or download its files, and tokenize them from a folder";
         const RENAME: &str = "rename the file";
         Some(Cow::Borrowed(match self {
             Self::NoToken { .. } => "set HF_TOKEN to a token with write access",
@@ -264,10 +275,10 @@ impl HubRequestError {
                 );
                 return Some(hint.into());
             }
-            Self::NoSplit { splits, .. } if splits.is_empty() => {
-                "download its files, and tokenize them from a folder"
-            }
+            Self::FrontMatter { .. } | Self::DataPattern { .. } | Self::NotRows { .. } => ROWS,
+            Self::NoSplit { splits, .. } if splits.is_empty() => ROWS,
             Self::NoSplit { splits, .. } => {
+                let splits: Vec<&str> = splits.iter().take(20).map(String::as_str).collect();
                 let splits = splits.join(", ");
                 let hint = format!("name one as hf://datasets/ORG/NAME:CONFIG/SPLIT: {splits}");
                 return Some(hint.into());

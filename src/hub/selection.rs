@@ -1,5 +1,7 @@
 //! Which files of a repository are wanted: what a checkpoint needs, or what patterns say.
 
+use std::collections::BTreeSet;
+
 use glob::Pattern;
 
 use super::answer_error::HubAnswerError;
@@ -20,6 +22,8 @@ const BESIDE: [&str; 5] = ["config.json", ADAPTER_CONFIG, INDEX, MANIFEST, CARD]
 pub struct FileSelection {
     include: Vec<Pattern>,
     exclude: Vec<Pattern>,
+    /// Paths that are wanted as they are, without patterns.
+    paths: BTreeSet<String>,
 }
 
 impl FileSelection {
@@ -38,12 +42,21 @@ impl FileSelection {
         Ok(Self {
             include: read(include)?,
             exclude: read(exclude)?,
+            paths: BTreeSet::new(),
         })
+    }
+
+    /// Selects files by their paths.
+    pub(super) fn of_paths(paths: Vec<String>) -> Self {
+        Self {
+            paths: paths.into_iter().collect(),
+            ..Self::default()
+        }
     }
 
     /// Whether the selection is what a checkpoint needs.
     pub(super) fn is_default(&self) -> bool {
-        self.include.is_empty()
+        self.include.is_empty() && self.paths.is_empty()
     }
 
     /// The paths that are wanted, in order.
@@ -53,7 +66,9 @@ impl FileSelection {
     /// file of which the Hub tells no hash.
     pub fn choose<'a>(&self, snapshot: &'a Snapshot) -> Result<Vec<&'a str>> {
         let paths = || snapshot.files.keys().map(String::as_str);
-        let included: Vec<&str> = if self.include.is_empty() {
+        let included: Vec<&str> = if !self.paths.is_empty() {
+            paths().filter(|path| self.paths.contains(*path)).collect()
+        } else if self.include.is_empty() {
             needed(snapshot)?
         } else {
             let is_included = |path: &&str| matches_any(&self.include, path);

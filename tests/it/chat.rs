@@ -23,7 +23,7 @@ fn chats() -> PathBuf {
 }
 
 /// A folder with the tokenizer and one of the templates.
-fn tokenizer(work: &TempDir, template: &str) -> PathBuf {
+pub fn tokenizer(work: &TempDir, template: &str) -> PathBuf {
     let folder = work.path().join(template);
     fs::create_dir_all(&folder).unwrap();
     for name in ["tokenizer.json", "tokenizer_config.json"] {

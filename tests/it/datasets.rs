@@ -10,6 +10,9 @@ use crate::common::{Run, bam, fixture, read_json};
 use crate::hub::{World, put};
 use crate::tokenize::{lines, shards, texts, write};
 
+/// Patterns that cost exponential time where every way to match is tried.
+const HOSTILE: &str = "---\nconfigs:\n- config_name: x\n  data_files: '**/*a*a*a*a*a*a*a*a*a*a*a*a*a*a*a*a*a*a*a*a*b'\n---\n";
+
 const README: &str = "---\nlicense: mit\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/train-*\n  \
                       - split: test\n    path: data/test.jsonl\n- config_name: de\n  data_dir: de\n---\n# A corpus\n";
 
@@ -135,23 +138,61 @@ fn rows_that_a_dataset_lacks_are_refused() {
     for (reference, parts) in [
         (
             "hf://datasets/org/corpus:fr",
-            ["has no configuration `fr`", "default, de"],
+            &["has no configuration `fr`", "default, de"] as &[&str],
         ),
         (
             "hf://datasets/org/corpus:default/validation",
-            ["has no split `validation`", "train, test"],
+            &["has no split `validation`", "train, test"],
         ),
         (
             "hf://datasets/org/corpus:",
-            ["expected CONFIG or CONFIG/SPLIT", ""],
+            &["expected CONFIG or CONFIG/SPLIT"],
         ),
         (
             "hf://datasets/org/nothing",
-            ["hf://datasets/org/nothing", "not found"],
+            &["hf://datasets/org/nothing", "not found"],
         ),
-        ("hf://org/corpus", ["only a checkpoint", ""]),
+        ("hf://org/corpus", &["only a checkpoint"]),
     ] {
-        corpus.tokenize(reference, "out").refused(2, &parts);
+        corpus.tokenize(reference, "out").refused(2, parts);
         assert!(!corpus.world.path("out").exists(), "{reference}");
     }
+}
+
+#[test]
+fn what_is_wrong_here_is_said_before_anything_is_pulled() {
+    let corpus = Corpus::new();
+    write(corpus.world.path("taken/file"), "x");
+    let before = corpus.world.server.requests().len();
+    let taken = corpus.tokenize("hf://datasets/org/corpus", "taken");
+    assert_ne!(taken.code, Some(0));
+    assert_eq!(corpus.world.server.requests().len(), before);
+}
+
+#[test]
+fn a_dataset_is_no_checkpoint_and_no_text_of_other_commands() {
+    let corpus = Corpus::new();
+    let seed = fixture("llama/seed");
+    let seed = seed.to_str().unwrap();
+    let before = corpus.world.server.requests().len();
+    for arguments in [
+        &["inspect", "hf://datasets/corpus"] as &[&str],
+        &["eval", seed, "--data", "a=hf://datasets/org/corpus"],
+    ] {
+        let run = corpus.world.run(arguments);
+        assert_ne!(run.code, Some(0), "{arguments:?}");
+    }
+    assert_eq!(corpus.world.server.requests().len(), before);
+}
+
+#[test]
+fn a_hostile_page_costs_little() {
+    let mut corpus = Corpus::new();
+    corpus.files.insert("README.md".to_owned(), HOSTILE.into());
+    let letters = "a".repeat(250);
+    let long = format!("{letters}/{letters}/{letters}.jsonl");
+    corpus.files.insert(long, b"{}\n".to_vec());
+    put(&corpus.world.server, "org/hostile", &corpus.files);
+    let run = corpus.tokenize("hf://datasets/org/hostile", "out");
+    run.refused(2, &["README.md", "no file of the repository matches it"]);
 }

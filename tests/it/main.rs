@@ -17,6 +17,7 @@ mod bounds;
 mod cards;
 mod certificates;
 mod chat;
+mod chat_tables;
 mod commands;
 mod common;
 mod compatibility;
