@@ -131,6 +131,11 @@ impl Checked<'_> {
     /// Windows and rotations.
     fn positions(&mut self) {
         let (a, names) = (self.a, self.names);
+        let limit = names.layers_below.unwrap_or(u64::MAX);
+        self.refuse(
+            a.num_layers >= limit,
+            format!("its models of {limit} layers or more have other layers"),
+        );
         let context = a.max_position_embeddings.unwrap_or(u64::MAX);
         let has_window = self.has_key(Field::SlidingWindow);
         self.refuse(

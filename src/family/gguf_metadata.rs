@@ -15,7 +15,7 @@ use super::keys::Field;
 use super::layout::{AttentionKv, Block, QkNorm};
 use super::mixture::Mixture;
 use super::multipliers::Multipliers;
-use super::names::{GgufNames, PARALLEL, bias_of};
+use super::names::{GgufNames, PARALLEL, WINDOW_PATTERN, bias_of};
 use super::role::{BiasRule, Role};
 use super::rope_kinds::LayerRope;
 use crate::checkpoint::{Dtype, Encoding, Gguf};
@@ -135,22 +135,37 @@ impl<'a> Metadata<'a> {
         let theta = self.gguf.float(&names.key(Field::RopeTheta)?)?;
         let local = names.own_key("rope.freq_base_swa");
         let is_other = !has_local && self.gguf.float(&local)? != theta;
-        let pattern = names.own_key("attention.sliding_window_pattern");
+        let pattern = names.own_key(WINDOW_PATTERN);
         let period = names.window_period.map(i128::from);
         let found = self.gguf.metadata.get(&pattern);
         let has_other_pattern =
             found.is_some_and(|found| period.is_none() || found.integer() != period);
-        for (key, is_refused) in [
-            (names.own_key("rope.dimension_sections"), true),
-            (local, is_other),
-            (pattern, has_other_pattern),
+        let usual_pattern = period.map_or("it absent".to_owned(), |period| period.to_string());
+        let as_there =
+            |usual: &str| format!("{usual}, as in the {} architecture", names.architecture);
+        for (key, is_refused, usual) in [
+            (names.own_key("rope.dimension_sections"), true, "it absent"),
+            (local, is_other, "it absent"),
+            (pattern, has_other_pattern, usual_pattern.as_str()),
         ] {
             if let (Some(found), true) = (self.gguf.metadata.get(&key), is_refused) {
-                let expected = format!("it absent, as in the {} architecture", names.architecture);
-                return Err(self.unexpected(&key, expected, found.describe()));
+                return Err(self.unexpected(&key, as_there(usual), found.describe()));
             }
         }
-        Ok(())
+        if let Some(switch) = &names.rotation_switch {
+            let key = names.own_key(switch);
+            if self.gguf.boolean(&key)? == Some(false) {
+                return Err(self.unexpected(&key, as_there("true"), false));
+            }
+        }
+        let key = names.key(Field::NumLayers)?;
+        match (self.gguf.unsigned(&key)?, names.layers_below) {
+            (Some(layers), Some(limit)) if layers >= limit => {
+                let expected = format!("fewer than {limit}: llama.cpp has other layers with more");
+                Err(self.unexpected(&key, expected, layers))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The model that the metadata and the names of the tensors describe.
@@ -186,16 +201,7 @@ impl<'a> Metadata<'a> {
             Presence::Always | Presence::Key { .. } => QkNorm::None,
         };
         let biased = |rule| self.is_biased(rule, num_layers);
-        let sliding_window = match &names.unused_window {
-            _ if names.keys.contains_key(&Field::SlidingWindow) => {
-                Some(self.size(Field::SlidingWindow)?)
-            }
-            Some(key) => {
-                let window = gguf.unsigned(&names.own_key(key))?;
-                window.filter(|window| *window > 0)
-            }
-            None => None,
-        };
+        let sliding_window = self.window(names)?;
         let query_scale_beta = self.factor(Field::QueryScaleBeta)?;
         let query_scale_context = match query_scale_beta {
             Some(_) => Some(self.size(Field::QueryScaleContext)?),
@@ -230,7 +236,7 @@ impl<'a> Metadata<'a> {
             rope_theta: rope.theta,
             rope_scaling: rope.scaling.map(serde_json::Value::Object),
             hidden_act: default_activation(family).to_owned(),
-            logit_scale: self.factor(Field::LogitScale)?,
+            logit_scale: self.logit_scale(names)?,
             sliding_window,
             rope_layers: names.rope_layers(family.rotation, &window_layers, num_layers),
             window_layers,
@@ -248,7 +254,7 @@ impl<'a> Metadata<'a> {
                     .or(names.hidden_scale([num_layers, hidden_size, num_heads, head_dim])),
                 attn_logit_softcapping: self.soft_cap(Field::AttnLogitSoftcapping)?,
                 final_logit_softcapping: self.soft_cap(Field::FinalLogitSoftcapping)?,
-                logits_divisor: self.factor(Field::LogitsDivisor)?,
+                logits_divisor: self.divisor()?,
                 query_scale_beta,
                 query_scale_context,
             },
@@ -311,23 +317,75 @@ impl<'a> Metadata<'a> {
         Ok(usual)
     }
 
-    /// A factor, where the architecture has a key for it; llama.cpp takes zero for none.
-    fn factor(&self, field: Field) -> Result<Option<f64>> {
+    /// The positions that layers with a window look back.
+    fn window(&self, names: &GgufNames) -> Result<Option<u64>> {
+        if names.keys.contains_key(&Field::SlidingWindow) {
+            let said = self.gguf.unsigned(&names.key(Field::SlidingWindow)?)?;
+            let usual = names.usual_window.filter(|_| said.is_none());
+            return usual
+                .map_or_else(|| self.size(Field::SlidingWindow), Ok)
+                .map(Some);
+        }
+        let Some(key) = &names.unused_window else {
+            return Ok(None);
+        };
+        let window = self.gguf.unsigned(&names.own_key(key))?;
+        Ok(window.filter(|window| *window > 0))
+    }
+
+    /// The number under the key of `field`, where the architecture has one; it may be as small as `least`.
+    fn number(&self, field: Field, least: f64) -> Result<Option<f64>> {
         let names = self.names()?;
         if !names.keys.contains_key(&field) {
             return Ok(None);
         }
-        let value = self.gguf.float(&names.key(field)?)?;
+        let key = names.key(field)?;
+        match self.gguf.float(&key)? {
+            Some(value) if value < least => {
+                let expected = if least == 0.0 {
+                    "a number of at least 0"
+                } else {
+                    "a number above 0"
+                };
+                Err(self.unexpected(&key, expected, value))
+            }
+            value => Ok(value),
+        }
+    }
+
+    /// A factor, where the architecture has a key for it; llama.cpp takes zero for none.
+    fn factor(&self, field: Field) -> Result<Option<f64>> {
+        let may_be_negative = field != Field::AttentionMultiplier;
+        let least = if may_be_negative { f64::MIN } else { 0.0 };
+        let value = self.number(field, least)?;
         Ok(value.filter(|value| *value != 0.0))
+    }
+
+    /// The factor on logits, where the architecture has a key for it: llama.cpp needs one there, and takes zero for none.
+    fn logit_scale(&self, names: &GgufNames) -> Result<Option<f64>> {
+        if !names.keys.contains_key(&Field::LogitScale) {
+            return Ok(None);
+        }
+        let key = names.key(Field::LogitScale)?;
+        match self.gguf.float(&key)? {
+            Some(0.0) => Ok(Some(1.0)),
+            Some(scale) => Ok(Some(scale)),
+            None => Err(InputError::missing_key(&self.gguf.path, &key, "a number")),
+        }
+    }
+
+    /// What logits are divided by, where the architecture has a key for it and that changes something.
+    fn divisor(&self) -> Result<Option<f64>> {
+        let divisor = self.number(Field::LogitsDivisor, f64::MIN_POSITIVE)?;
+        Ok(divisor.filter(|divisor| *divisor != 1.0))
     }
 
     /// A soft cap, where the architecture has a key for it; llama.cpp takes the family's where the file has none.
     fn soft_cap(&self, field: Field) -> Result<Option<f64>> {
-        let names = self.names()?;
-        if !names.keys.contains_key(&field) {
+        if !self.names()?.keys.contains_key(&field) {
             return Ok(None);
         }
-        let cap = self.gguf.float(&names.key(field)?)?;
+        let cap = self.number(field, 0.0)?;
         let cap = cap.or(usual_cap(&self.family, field));
         Ok(cap.filter(|cap| *cap != 0.0))
     }
@@ -338,7 +396,7 @@ impl<'a> Metadata<'a> {
         if !names.keys.contains_key(&Field::RopeLocalTheta) {
             return Ok(None);
         }
-        let said = self.gguf.float(&names.key(Field::RopeLocalTheta)?)?;
+        let said = self.number(Field::RopeLocalTheta, f64::MIN_POSITIVE)?;
         let usual = self.family.keys[Field::RopeLocalTheta].default.as_ref();
         let theta = said.or(usual.and_then(Value::as_f64)).unwrap_or(10000.0);
         Ok(Some(LayerRope {

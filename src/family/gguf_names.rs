@@ -11,7 +11,7 @@ use super::gguf_error::GgufModelError;
 use super::gguf_scaling::{FrequencyFactors, GgufScaling, rotated};
 use super::keys::Field;
 use super::layout::{Block, QkNorm};
-use super::names::{GgufNames, PARALLEL, ROTATED, VALUE_LENGTH, bias_of};
+use super::names::{GgufNames, PARALLEL, ROTATED, VALUE_LENGTH, WINDOW_PATTERN, bias_of};
 use super::role::Role;
 use super::tensors::TensorSpec;
 use crate::Result;
@@ -106,6 +106,9 @@ pub fn describe(
         .into_iter()
         .filter(|(field, _)| *field != Field::QueryScaleContext);
     for (field, value) in factors.chain([(Field::LogitScale, a.logit_scale)]) {
+        // llama.cpp opens no file without a factor on logits where it reads one.
+        let needed = [Field::LogitsDivisor, Field::LogitScale].contains(&field);
+        let value = value.or(needed.then_some(1.0));
         if let (Some(value), true) = (value, names.keys.contains_key(&field)) {
             metadata.float(&names.key(field)?, value);
         }
@@ -120,6 +123,9 @@ pub fn describe(
         names.keys.contains_key(&Field::SlidingWindow),
     ) {
         metadata.number(&names.key(Field::SlidingWindow)?, window)?;
+        if let Some(period) = names.window_period {
+            metadata.number(&names.own_key(WINDOW_PATTERN), period)?;
+        }
     }
     if let Some(key) = &names.unused_window {
         metadata.number(&names.own_key(key), a.sliding_window.unwrap_or(0))?;

@@ -46,11 +46,16 @@ pub(super) fn read(gguf: &Gguf, names: &GgufNames, head_dim: u64, context: u64) 
             theta,
         ));
     }
-    if gguf.tensors.contains_key(LONG) || gguf.tensors.contains_key(SHORT) {
+    if let Some(tensor) = [LONG, SHORT]
+        .into_iter()
+        .find(|name| gguf.tensors.contains_key(*name))
+    {
+        check_alone(gguf, names, LONGROPE, tensor)?;
+        neutral(gguf, names, &[("yarn_ext_factor", 0.0)])?;
         let scaling = Some(longrope(gguf, names, head_dim, context)?);
         return Ok(Rope { theta, scaling });
     }
-    let (kind, scaling) = scaling(gguf, names, context)?;
+    let scaling = scaling(gguf, names, context)?;
     let per_layer = gguf
         .tensors
         .keys()
@@ -67,15 +72,7 @@ pub(super) fn read(gguf: &Gguf, names: &GgufNames, head_dim: u64, context: u64) 
     if factors.iter().all(|factor| *factor == 1.0) {
         return Ok(Rope { theta, scaling });
     }
-    if scaling.is_some_and(|scaling| scaling.get("factor") != Some(&json!(1.0))) {
-        return Err(GgufModelError::TwoScalings {
-            path: gguf.path.clone(),
-            tensor: source.clone(),
-            key: names.own_key(&format!("{SCALING}type")),
-            kind: kind.to_owned(),
-        }
-        .into());
-    }
+    check_alone(gguf, names, "llama3", source)?;
     let scaling = Some(
         llama3(&factors, theta).ok_or_else(|| GgufModelError::UnknownFactors {
             path: gguf.path.clone(),
@@ -83,6 +80,53 @@ pub(super) fn read(gguf: &Gguf, names: &GgufNames, head_dim: u64, context: u64) 
         })?,
     );
     Ok(Rope { theta, scaling })
+}
+
+/// Refuses a tensor of factors of an architecture without that scaling, and one beside another scaling: llama.cpp computes both.
+fn check_alone(gguf: &Gguf, names: &GgufNames, scaling: &str, tensor: &str) -> Result<()> {
+    if !names.has_scaling(scaling) {
+        return Err(GgufModelError::UnknownTensor {
+            path: gguf.path.clone(),
+            tensor: tensor.to_owned(),
+            architecture: names.architecture.clone(),
+        }
+        .into());
+    }
+    let key = names.own_key(&format!("{SCALING}type"));
+    let kind = gguf.text(&key)?.unwrap_or("linear");
+    let divides = factor(gguf, names)?.is_some_and(|(factor, _)| factor != 1.0);
+    if kind == "none" || ["linear", LONGROPE].contains(&kind) && !divides {
+        return Ok(());
+    }
+    Err(GgufModelError::TwoScalings {
+        path: gguf.path.clone(),
+        tensor: tensor.to_owned(),
+        kind: kind.to_owned(),
+        key,
+    }
+    .into())
+}
+
+/// Refuses other values of settings that llama.cpp obeys, and transformers does not have in this scaling.
+fn neutral(gguf: &Gguf, names: &GgufNames, settings: &[(&str, f64)]) -> Result<()> {
+    for (setting, usual) in settings {
+        let key = names.own_key(&format!("{SCALING}{setting}"));
+        if let Some(found) = gguf.float(&key)?.filter(|found| found != usual) {
+            let expected = format!("it absent, or {usual}, in this rotary scaling");
+            return Err(InputError::wrong_value(&gguf.path, &key, expected, found));
+        }
+    }
+    Ok(())
+}
+
+/// The factor of a scaling, and its key.
+fn factor(gguf: &Gguf, names: &GgufNames) -> Result<Option<(f64, String)>> {
+    let key = names.own_key(&format!("{SCALING}factor"));
+    let old = names.own_key("rope.scale_linear");
+    if let Some(factor) = gguf.float(&key)? {
+        return Ok(Some((factor, key)));
+    }
+    Ok(gguf.float(&old)?.map(|factor| (factor, old)))
 }
 
 /// The values of a tensor of factors, one for each pair of rotated dimensions.
@@ -129,20 +173,10 @@ fn longrope(
     ]))
 }
 
-/// The kind of scaling that the metadata say, and what it is in transformers.
-fn scaling<'g>(
-    gguf: &'g Gguf,
-    names: &GgufNames,
-    context: u64,
-) -> Result<(&'g str, Option<Map<String, Value>>)> {
+/// The scaling that the metadata say, in the words of transformers.
+fn scaling(gguf: &Gguf, names: &GgufNames, context: u64) -> Result<Option<Map<String, Value>>> {
     let key = |field: &str| names.own_key(&format!("{SCALING}{field}"));
-    let factor = match gguf.float(&key("factor"))? {
-        Some(factor) => Some((factor, key("factor"))),
-        None => {
-            let old = names.own_key("rope.scale_linear");
-            gguf.float(&old)?.map(|factor| (factor, old))
-        }
-    };
+    let factor = factor(gguf, names)?;
     let default = if factor.is_some() { "linear" } else { "none" };
     let kind = gguf.text(&key("type"))?.unwrap_or(default);
     let scaling = match kind {
@@ -155,6 +189,21 @@ fn scaling<'g>(
                     &factor_key,
                     "a factor from 1 up",
                     factor,
+                ));
+            }
+            if factor > 1.0 && !names.has_scaling(kind) {
+                let known = names.scalings().iter().map(|kind| kind.name());
+                let known = known.collect::<Vec<_>>().join(", ");
+                let expected = format!(
+                    "one of {known}, as in the {} architecture",
+                    names.architecture
+                );
+                let found = format!("`{kind}`");
+                return Err(InputError::wrong_value(
+                    &gguf.path,
+                    &key("type"),
+                    expected,
+                    found,
                 ));
             }
             Some(if kind == "linear" {
@@ -174,7 +223,14 @@ fn scaling<'g>(
             ));
         }
     };
-    Ok((kind, scaling))
+    if kind != "yarn" {
+        neutral(
+            gguf,
+            names,
+            &[("attn_factor", 1.0), ("yarn_ext_factor", 0.0)],
+        )?;
+    }
+    Ok(scaling)
 }
 
 fn object(fields: &[(&str, Value)]) -> Map<String, Value> {
@@ -230,6 +286,8 @@ fn yarn(gguf: &Gguf, names: &GgufNames, factor: f64, context: u64) -> Result<Map
     let all = names.scalings().contains(&GgufRope::AllOfYarn);
     let log_multiplier = gguf.float(&format!("{prefix}yarn_log_multiplier"))?;
     if let Some(multiplier) = log_multiplier.filter(|multiplier| all && *multiplier != 0.0) {
+        // Both factors on cosines and sines would be multiplied.
+        neutral(gguf, names, &[("attn_factor", 1.0)])?;
         scaling.insert("mscale".to_owned(), json!(1.0));
         scaling.insert("mscale_all_dim".to_owned(), json!(multiplier));
     }

@@ -6,8 +6,13 @@ use crate::checkpoint::gguf_build::Build;
 
 /// A llama of one layer: 2 query heads of 4, 1 key head, biases beside q and k where asked.
 fn llama() -> Build {
+    like_llama("llama")
+}
+
+/// The same of an architecture with Llama's tensors.
+fn like_llama(architecture: &str) -> Build {
     let mut build = Build::new();
-    build.text("general.architecture", "llama");
+    build.text("general.architecture", architecture);
     for (key, value) in [
         ("block_count", 1),
         ("context_length", 64),
@@ -18,11 +23,14 @@ fn llama() -> Build {
         ("rope.dimension_count", 4),
         ("vocab_size", 5),
     ] {
-        build.u32(&format!("llama.{key}"), value);
+        build.u32(&format!("{architecture}.{key}"), value);
     }
-    build
-        .f32("llama.attention.layer_norm_rms_epsilon", 1e-5)
-        .f32("llama.rope.freq_base", 500_000.0);
+    for (key, value) in [
+        ("attention.layer_norm_rms_epsilon", 1e-5),
+        ("rope.freq_base", 500_000.0),
+    ] {
+        build.f32(&format!("{architecture}.{key}"), value);
+    }
     build
         .u32("tokenizer.ggml.bos_token_id", 1)
         .u32("tokenizer.ggml.eos_token_id", 2);
@@ -216,6 +224,25 @@ fn frequency_factors_become_llama3_scaling() {
     assert_eq!(published["rope_scaling"], expected);
     assert_eq!(published["rope_parameters"]["rope_theta"], json!(500000.0));
     assert_eq!(read([1.0, 1.0]).unwrap()["rope_scaling"], Value::Null);
+    let refused = |mut build: Build| {
+        let (_folder, path) = build
+            .tensor("rope_freqs.weight", &[2], 0, data([1.0, second]))
+            .file();
+        config(&Gguf::open(&path).unwrap()).unwrap_err()
+    };
+    let mut scaled = llama();
+    scaled.text("llama.rope.scaling.type", "yarn");
+    let error = refused(scaled);
+    assert!(
+        matches!(&error, Error::GgufModel(GgufModelError::TwoScalings { kind, .. }) if kind == "yarn"),
+        "{error}"
+    );
+    let error = refused(like_llama("smollm3"));
+    assert!(
+        matches!(&error, Error::GgufModel(GgufModelError::UnknownTensor { tensor, .. })
+            if tensor == "rope_freqs.weight"),
+        "{error}"
+    );
     let error = read([3.0, 1.0]).unwrap_err();
     assert!(
         matches!(&error, Error::GgufModel(GgufModelError::UnknownFactors { tensor, .. })
@@ -283,6 +310,94 @@ fn other_architectures_and_mixtures_are_refused_by_name() {
             "false",
         ),
     );
+}
+
+#[test]
+fn what_llama_cpp_would_compute_otherwise_is_refused_by_key() {
+    let with = |architecture: &str, set: fn(&mut Build)| {
+        let mut build = like_llama(architecture);
+        set(&mut build);
+        build
+    };
+    for (key, build) in [
+        (
+            "granite.rope.scaling.finetuned",
+            with("granite", |build| {
+                build.bool("granite.rope.scaling.finetuned", false);
+            }),
+        ),
+        (
+            "granite.logit_scale",
+            with("granite", |build| {
+                build.f32("granite.logit_scale", -4.0);
+            }),
+        ),
+        (
+            "granite.attention.scale",
+            with("granite", |build| {
+                build.f32("granite.attention.scale", -0.5);
+            }),
+        ),
+        (
+            "exaone4.block_count",
+            with("exaone4", |build| {
+                let key = "exaone4.block_count";
+                build.drop_key(key).u32(key, 64);
+            }),
+        ),
+        (
+            "command-r.logit_scale",
+            with("command-r", |build| {
+                build.f32("command-r.attention.layer_norm_epsilon", 1e-5);
+            }),
+        ),
+        (
+            "gemma2.rope.freq_base_swa",
+            with("gemma2", |build| {
+                build.f32("gemma2.rope.freq_base_swa", 10_000.0);
+            }),
+        ),
+        (
+            "gemma2.attention.sliding_window_pattern",
+            with("gemma2", |build| {
+                build.u32("gemma2.attention.sliding_window_pattern", 3);
+            }),
+        ),
+        (
+            "gemma2.attn_logit_softcapping",
+            with("gemma2", |build| {
+                build.f32("gemma2.attn_logit_softcapping", -50.0);
+            }),
+        ),
+        (
+            "gemma3.rope.freq_base_swa",
+            with("gemma3", |build| {
+                build
+                    .u32("gemma3.attention.sliding_window", 4)
+                    .f32("gemma3.rope.freq_base_swa", 0.0);
+            }),
+        ),
+        (
+            "llama.rope.scaling.attn_factor",
+            with("llama", |build| {
+                build
+                    .f32("llama.rope.scaling.factor", 2.0)
+                    .f32("llama.rope.scaling.attn_factor", 1.5);
+            }),
+        ),
+    ] {
+        let error = refused(&build);
+        assert_eq!(error.place().key, Some(key), "{error}");
+    }
+}
+
+#[test]
+fn a_factor_of_one_on_logits_is_said_by_its_key() {
+    for divisor in [1.0, 4.0] {
+        let mut build = like_llama("granite");
+        let config = config(&open(build.f32("granite.logit_scale", divisor))).unwrap();
+        assert_eq!(config["logits_scaling"], json!(divisor));
+    }
 }
 
 #[test]

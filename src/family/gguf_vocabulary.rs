@@ -4,12 +4,12 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::gguf_bpe;
 use super::gguf_error::GgufModelError;
-use crate::checkpoint::json::read_object;
-use crate::checkpoint::{GgufMetadata, json};
+use crate::checkpoint::GgufMetadata;
+use crate::checkpoint::json::{read_bytes, read_object};
 use crate::error::InputError;
 use crate::{Error, Result};
 
@@ -74,7 +74,7 @@ pub fn add(
 fn chat_template(folder: &Path, settings: &Map<String, Value>) -> Result<Option<String>> {
     let file = folder.join("chat_template.jinja");
     if file.is_file() {
-        let bytes = json::read_bytes(&file)?;
+        let bytes = read_bytes(&file)?;
         return Ok(Some(String::from_utf8_lossy(&bytes).into_owned()));
     }
     let template = settings.get("chat_template").and_then(Value::as_str);
@@ -267,20 +267,35 @@ impl Tokenizer {
             |step: &Value, name: &str| step.get("type").and_then(Value::as_str) == Some(name);
         let normalizers = steps("normalizer", "normalizers");
         let splits = steps("pre_tokenizer", "pretokenizers");
-        let known = |step: &Value| kind(step, "Prepend") || kind(step, "Replace");
+        let prepends = json!({"type": "Prepend", "prepend": "▁"});
+        let marks = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
+        let expected = "spaces to become ▁ and nothing else";
+        let known = |step: &&Value| **step == prepends || **step == marks;
         if let Some(other) = normalizers.iter().find(|step| !known(step)) {
-            let expected = "spaces to become ▁ and nothing else";
             return Err(self.unexpected("normalizer", expected, other));
         }
-        if let Some(other) = splits.iter().find(|step| !kind(step, "Metaspace")) {
+        let has_marks = normalizers.contains(&marks);
+        // Gemma's split finds nothing: no space is left.
+        let splits_nothing = json!({
+            "type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": false
+        });
+        let is_metaspace = |step: &Value| {
+            kind(step, "Metaspace") && step.get("replacement").is_none_or(|mark| mark == "▁")
+        };
+        let known = |step: &&Value| is_metaspace(step) || has_marks && **step == splits_nothing;
+        if let Some(other) = splits.iter().find(|step| !known(step)) {
             return Err(self.unexpected("pre_tokenizer", "none or Metaspace", other));
         }
-        let scheme = splits
-            .iter()
-            .find_map(|step| step.get("prepend_scheme"))
-            .and_then(Value::as_str);
-        let metaspace = !splits.is_empty() && scheme != Some("never");
-        Ok(normalizers.iter().any(|step| kind(step, "Prepend")) || metaspace)
+        let metaspace = splits.iter().find(|step| is_metaspace(step));
+        if !has_marks && metaspace.is_none() {
+            return Err(self.unexpected("normalizer", expected, "none"));
+        }
+        let is = |step: &Value, key: &str, value: Value| step.get(key) == Some(&value);
+        let begins_words = metaspace.is_some_and(|step| {
+            !is(step, "prepend_scheme", json!("never"))
+                && !is(step, "add_prefix_space", json!(false))
+        });
+        Ok(normalizers.contains(&prepends) || begins_words)
     }
 
     /// Whether a text gets the token `bos` before it, and `eos` after it; nothing else can be said in a GGUF file.

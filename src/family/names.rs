@@ -29,6 +29,9 @@ pub(super) const ROTATED: &str = "rope.dimension_count";
 /// The metadata key that says whether a block is parallel, without the architecture's name.
 pub(super) const PARALLEL: &str = "use_parallel_residual";
 
+/// The metadata key of the period of layers of which the last has no window, without the architecture's name.
+pub(super) const WINDOW_PATTERN: &str = "attention.sliding_window_pattern";
+
 /// The name of the bias beside a weight.
 pub(super) fn bias_of(weight: &str) -> String {
     format!("{}.bias", weight.strip_suffix(".weight").unwrap_or(weight))
@@ -320,6 +323,12 @@ pub(crate) struct GgufNames {
     pub(crate) unused_window: Option<String>,
     /// Whether llama.cpp opens only files with a head of their own, and none whose head is the input embedding.
     pub(crate) untied_head: bool,
+    /// The window there of a file that says none.
+    pub(crate) usual_window: Option<u64>,
+    /// The key of a flag that switches rotation off there.
+    pub(crate) rotation_switch: Option<String>,
+    /// The number of layers from which llama.cpp takes a file for another model.
+    pub(crate) layers_below: Option<u64>,
     /// The period of layers of which the last has no window there, in a model with one.
     pub(crate) window_period: Option<u64>,
     /// The period of layers of which the last does not rotate there.
@@ -339,6 +348,11 @@ impl GgufNames {
     /// The scalings of rotary positions there.
     pub(super) fn scalings(&self) -> &[GgufRope] {
         self.scalings.as_deref().unwrap_or(&GgufRope::USUAL)
+    }
+
+    /// Whether a scaling with that `rope_type` is among them.
+    pub(super) fn has_scaling(&self, rope_type: &str) -> bool {
+        self.scalings().iter().any(|kind| kind.name() == rope_type)
     }
 
     /// The factor on attention scores there in a model of these sizes, where it does not follow from the width of a head.

@@ -5,6 +5,7 @@
 
 mod rows;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use bam_convert::checkpoint::Gguf;
@@ -100,6 +101,8 @@ fn narrow_heads(tensors: &mut Tensors) {
 fn families_in_gguf_compute_what_their_folders_do() {
     let work = TempDir::new().unwrap();
     let golden = read_json(fixture("golden/gguf_families.json"));
+    let golden = golden.as_object().unwrap();
+    let mut hashed = BTreeSet::new();
     for row in rows() {
         let folder = checkpoint(&row, work.path());
         let file = folder.with_extension("gguf");
@@ -120,16 +123,11 @@ fn families_in_gguf_compute_what_their_folders_do() {
                 row.architecture
             );
         }
+        check_layers(&row, &gguf);
         let family = row.source.strip_prefix("families/");
-        if let Some(hashes) = family.and_then(|family| golden.get(family)) {
-            let bytes = std::fs::read(&file).unwrap();
-            for (name, entry) in &gguf.tensors {
-                let at = entry.offset as usize..(entry.offset + entry.length) as usize;
-                let is_other = hashes
-                    .get(name)
-                    .is_some_and(|hash| *hash != sha256(&bytes[at]));
-                assert!(!is_other, "{}: {name}", row.architecture);
-            }
+        if let Some((family, hashes)) = family.and_then(|family| golden.get_key_value(family)) {
+            check_hashes(&row, &file, &gguf, hashes);
+            hashed.insert(family);
         }
         for (key, expected) in row.keys {
             let key = format!("{}.{key}", row.architecture);
@@ -163,6 +161,109 @@ fn families_in_gguf_compute_what_their_folders_do() {
             bam!("convert", folder, wide, "--dtype", "f32").ok();
         }
         bam!("diff", if is_wide { folder } else { wide }, back).ok();
+    }
+    assert_eq!(hashed, golden.keys().collect::<BTreeSet<_>>());
+}
+
+/// Each layer of the file has the weights of its row.
+fn check_layers(row: &Row, gguf: &Gguf) {
+    let count = format!("{}.block_count", row.architecture);
+    let is_fused = row.tensors.contains(&"attn_qkv");
+    let of_fused = |role: &str| ["attn_q", "attn_k", "attn_v"].contains(&role);
+    let roles = ATTENTION[3..].iter().chain(row.tensors);
+    let roles = roles.filter(|role| !(role.starts_with("rope_") || is_fused && of_fused(role)));
+    for layer in 0..gguf.unsigned(&count).unwrap().unwrap() {
+        for role in roles.clone() {
+            let name = format!("blk.{layer}.{role}.weight");
+            let is_there = gguf.tensors.contains_key(&name);
+            assert!(is_there, "{}: {name} is missing", row.architecture);
+        }
+    }
+}
+
+/// The file has the tensors of `hashes` and no others but the head that [`checkpoint`] added, and factors on frequencies.
+fn check_hashes(row: &Row, file: &Path, gguf: &Gguf, hashes: &Value) {
+    let bytes = std::fs::read(file).unwrap();
+    let is_without_bias = row.without.contains(&".bias");
+    let expected = hashes.as_object().unwrap().iter();
+    let expected = expected.filter(|(name, _)| !(is_without_bias && name.ends_with(".bias")));
+    let expected: BTreeSet<_> = expected
+        .map(|(name, hash)| (name.as_str(), hash.as_str().unwrap().to_owned()))
+        .collect();
+    let is_added = |name: &str| row.architecture == "nemotron" && name == "output.weight";
+    let stored = gguf.tensors.iter();
+    let stored = stored.filter(|(name, _)| !name.starts_with("rope_") && !is_added(name));
+    let found: BTreeSet<_> = stored
+        .map(|(name, entry)| {
+            let at = entry.offset as usize..(entry.offset + entry.length) as usize;
+            (name.as_str(), sha256(&bytes[at]))
+        })
+        .collect();
+    assert_eq!(found, expected, "{}", row.architecture);
+}
+
+/// Gemma's tokenizer marks spaces and puts none first; its split at spaces finds none.
+#[test]
+fn a_tokenizer_of_gemma_is_the_same_after_gguf() {
+    let work = TempDir::new().unwrap();
+    let row = rows().into_iter().find(|row| row.architecture == "gemma");
+    let folder = checkpoint(&row.unwrap(), work.path());
+    let tokenizer = folder.join("tokenizer.json");
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        let source = fixture("written-by-0.2/gguf/work/mixture").join(name);
+        std::fs::copy(source, folder.join(name)).unwrap();
+    }
+    let space = json!({"String": " "});
+    edit_json(&tokenizer, |json| {
+        json["normalizer"] = json!({"type": "Replace", "pattern": space, "content": "▁"});
+        json["pre_tokenizer"] = json!({
+            "type": "Split", "pattern": space, "behavior": "MergedWithPrevious", "invert": false
+        });
+        json["decoder"]["decoders"].as_array_mut().unwrap().pop();
+    });
+    let (file, back) = (work.path().join("out.gguf"), work.path().join("back"));
+    bam!("convert", folder, file).ok();
+    let gguf = Gguf::open(&file).unwrap();
+    let prefix = gguf.boolean("tokenizer.ggml.add_space_prefix").unwrap();
+    assert_eq!(prefix, Some(false));
+    bam!("convert", file, back).ok();
+    let [own, rebuilt] = [&folder, &back]
+        .map(|at| tokenizers::Tokenizer::from_file(at.join("tokenizer.json")).unwrap());
+    for text in ["the  she", " the\n one ", "公园 {the}", "<s> the", ""] {
+        let [own, rebuilt] = [&own, &rebuilt].map(|tokenizer| {
+            let ids = tokenizer.encode(text, true).unwrap().get_ids().to_vec();
+            let text = tokenizer.decode(&ids, true).unwrap();
+            (ids, text)
+        });
+        assert_eq!(own, rebuilt, "{text:?}");
+    }
+    // Other splits and marks are other words.
+    let edits: [(&str, &str, &str, Value); 3] = [
+        (
+            "pre_tokenizer",
+            "behavior",
+            "none or Metaspace",
+            json!("Isolated"),
+        ),
+        (
+            "pre_tokenizer",
+            "pattern",
+            "none or Metaspace",
+            json!({"String": "▁"}),
+        ),
+        (
+            "normalizer",
+            "content",
+            "spaces to become ▁ and nothing else",
+            json!("_"),
+        ),
+    ];
+    for (step, key, expected, value) in edits {
+        let changed = copy_folder(&folder, &work.path().join(key));
+        edit_json(&changed.join("tokenizer.json"), |json| {
+            json[step][key] = value.clone();
+        });
+        bam!("convert", changed, work.path().join("other.gguf")).refused(2, &[step, expected]);
     }
 }
 
@@ -262,6 +363,22 @@ fn what_an_architecture_of_gguf_lacks_is_refused() {
         bam!("convert", fixture(source), out).refused(2, &[expected]);
         assert!(!out.exists());
     }
+    // llama.cpp takes a file with so many layers for another model.
+    let folder = copy_folder(&fixture("families/exaone4"), &work.path().join("many"));
+    edit_json(&folder.join("config.json"), |config| {
+        config["num_hidden_layers"] = json!(64);
+        config["layer_types"] = vec!["full_attention"; 64].into();
+    });
+    edit_tensors(&folder, |tensors| {
+        for (name, tensor) in tensors.clone() {
+            for layer in (2..64).filter(|_| name.contains("layers.0.")) {
+                let name = name.replace("layers.0.", &format!("layers.{layer}."));
+                tensors.insert(name, tensor.clone());
+            }
+        }
+    });
+    let out = work.path().join("out.gguf");
+    bam!("convert", folder, out).refused(2, &["its models of 64 layers or more"]);
     // llama.cpp opens no file of these without a head.
     for row in rows() {
         if !["phi2", "stablelm", "olmo2", "internlm2"].contains(&row.architecture) {

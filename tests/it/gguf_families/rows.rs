@@ -144,6 +144,12 @@ pub(super) fn rows() -> Vec<Row> {
             ],
             ..row("families/granite", "granite", GATED)
         },
+        // llama.cpp opens no Granite without this key.
+        Row {
+            keys: &[("logit_scale", 1.0)],
+            change: |config| config["logits_scaling"] = json!(1.0),
+            ..row("families/granite", "granite", GATED)
+        },
         Row {
             without: &[".bias"],
             change: |config| config["attention_bias"] = json!(false),
@@ -220,6 +226,7 @@ pub(super) fn rows() -> Vec<Row> {
                 ("attn_logit_softcapping", 2.0),
                 ("final_logit_softcapping", 3.0),
                 ("attention.sliding_window", 5.0),
+                ("attention.sliding_window_pattern", 2.0),
             ],
             without: &[".bias", "lm_head.weight"],
             change: |config| {
