@@ -14,6 +14,8 @@ pub enum Parameter {
     Switch(bool),
     /// Numbers from the first layer to the last, evenly spaced; layers between them have values between them.
     Gradient(Vec<f64>),
+    /// Switches from the first layer to the last, evenly spaced; layers between them have the one before.
+    Switches(Vec<bool>),
     /// The first choice whose filter is a part of the tensor's name.
     Choices(Vec<Choice>),
 }
@@ -57,7 +59,7 @@ impl Parameter {
         }
     }
 
-    /// The value for a tensor at `position`: 0 in the first layer, 1 in the last, 0 outside of layers.
+    /// The value for a tensor at `position`: 0 in the first layer, 1 in the last or only one, 0 outside of layers.
     pub fn at(&self, tensor: &str, position: f64) -> Option<Setting> {
         match self {
             Self::Number(number) => Some(Setting::Number(*number)),
@@ -72,10 +74,29 @@ impl Parameter {
                     (1.0 - part) * numbers[below] + part * above,
                 ))
             }
+            Self::Switches(switches) => {
+                let switch = entry(switches, position)?;
+                Some(Setting::Switch(*switch))
+            }
             Self::Choices(choices) => {
                 let chosen = choices.iter().find(|choice| choice.is_for(tensor))?;
                 chosen.value.at(tensor, position)
             }
+        }
+    }
+
+    /// The same where a switch is wanted: nothing is between two numbers of a list then.
+    pub fn switch_at(&self, tensor: &str, position: f64) -> Option<Setting> {
+        match self {
+            Self::Gradient(numbers) => {
+                let number = entry(numbers, position)?;
+                Some(Setting::Number(*number))
+            }
+            Self::Choices(choices) => {
+                let chosen = choices.iter().find(|choice| choice.is_for(tensor))?;
+                chosen.value.switch_at(tensor, position)
+            }
+            other => other.at(tensor, position),
         }
     }
 
@@ -93,6 +114,7 @@ impl Parameter {
             Self::Number(number) => json!(number),
             Self::Switch(switch) => json!(switch),
             Self::Gradient(numbers) => json!(numbers),
+            Self::Switches(switches) => json!(switches),
             Self::Choices(choices) => choices.iter().map(Choice::to_value).collect(),
         }
     }
@@ -112,11 +134,21 @@ impl Choice {
     }
 }
 
+/// The entry of a list at `position`, or the one before it.
+fn entry<T>(entries: &[T], position: f64) -> Option<&T> {
+    let last = entries.len().checked_sub(1)?;
+    entries.get((position * last as f64) as usize)
+}
+
 /// A parameter without choices.
 fn plain(value: &Value) -> Option<Parameter> {
     let number = |value: &Value| value.as_f64().filter(|number| number.is_finite());
     match value {
         Value::Bool(switch) => Some(Parameter::Switch(*switch)),
+        Value::Array(switches) if switches.first().is_some_and(Value::is_boolean) => {
+            let switches: Option<Vec<bool>> = switches.iter().map(Value::as_bool).collect();
+            switches.map(Parameter::Switches)
+        }
         Value::Array(numbers) if !numbers.is_empty() => {
             let numbers: Option<Vec<f64>> = numbers.iter().map(number).collect();
             numbers.map(Parameter::Gradient)
@@ -182,6 +214,21 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_between_two_switches() {
+        for text in ["[false, true, false]", "[0, 1, 0]"] {
+            let parameter: Parameter = text.parse().unwrap();
+            let found = [0.0, 0.4, 0.5, 0.9, 1.0].map(|place| {
+                match parameter.switch_at("x", place).unwrap() {
+                    Setting::Switch(switch) => switch,
+                    Setting::Number(number) => number == 1.0,
+                }
+            });
+            assert_eq!(found, [false, false, true, true, false], "{text}");
+            assert_eq!(parameter.to_string().parse(), Ok(parameter));
+        }
+    }
+
+    #[test]
     fn the_first_choice_that_fits_counts() {
         let text = "[{filter: self_attn, value: [0, 1]}, {filter: mlp, value: 0.2}, {value: 0.5}]";
         assert_eq!(
@@ -208,6 +255,8 @@ mod tests {
             ".nan",
             ".inf",
             "[1, a]",
+            "[true, 0]",
+            "[0, true]",
             "{fliter: a, value: 1}",
             "[{filter: 3, value: 1}]",
             "{filter: a}",

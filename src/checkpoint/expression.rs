@@ -69,7 +69,8 @@ pub enum Expression {
         /// Part of the way from `a` to `b`.
         t: f64,
     },
-    /// `of` with only its `⌊density·n⌋` values of largest magnitude, of equal ones the first; all others are 0.
+    /// `of` with only its `⌊density·n⌋` values of largest magnitude, of equal ones the first; all others are 0. One stays at
+    /// least, unless the density is 0.
     Trim {
         /// What keeps some of its `n` values.
         of: Box<Expression>,

@@ -1,6 +1,7 @@
 //! `merge`: several models of one shape as one.
 
 use std::ops::Range;
+use std::path::Path;
 use std::str::FromStr;
 
 use bam_convert::arguments::{CheckpointPath, InputPath, OutputPath, Weighted};
@@ -44,7 +45,7 @@ pub struct Arguments {
     #[arg(long, value_name = "VALUE")]
     t: Option<Parameter>,
     /// Part of each difference from the base that stays (`ties`, `dare_linear`, `dare_ties`, `della`) [default: 1].
-    #[arg(long, value_name = "VALUE")]
+    #[arg(long, value_name = "VALUE", value_parser = density)]
     density: Option<Parameter>,
     /// How far the chance of a value to stay is from the density at most, by its rank in its row (`della`) [default: 0.15].
     #[arg(long, value_name = "VALUE")]
@@ -59,9 +60,9 @@ pub struct Arguments {
     /// Give each row of a tensor an angle of its own (`model_stock`) [default: false].
     #[arg(long, value_name = "BOOL")]
     filter_wise: Option<bool>,
-    /// Seed of everything random (`dare_linear`, `dare_ties`, `della`).
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    rng_seed: u64,
+    /// Seed of everything random (`dare_linear`, `dare_ties`, `della`) [default: 0].
+    #[arg(long, value_name = "N")]
+    rng_seed: Option<u64>,
     /// Factor on the tensors (`passthrough`) [default: 1].
     #[arg(long, value_name = "VALUE")]
     scale: Option<Parameter>,
@@ -88,6 +89,7 @@ struct MergeParameters {
     of_all: Parameters,
     of_models: Vec<Parameters>,
     slices: Vec<MergeSlice>,
+    notes: Vec<String>,
 }
 
 /// Layers of models that make one slice: the number of each model, counted from 0, and its layers.
@@ -109,6 +111,17 @@ impl FromStr for SliceFlag {
         sources
             .map(Self)
             .ok_or_else(|| format!("expected a model and its layers, as in 1:0-7, found `{text}`"))
+    }
+}
+
+/// A density. Numbers beyond 1 are for lists in files, which may reach 1 before the last layer.
+fn density(text: &str) -> Result<Parameter, String> {
+    let parameter: Parameter = text.parse()?;
+    match parameter.number() {
+        Some(number) if !(0.0..=1.0).contains(&number) => {
+            Err(format!("expected a number from 0 to 1, found {number}"))
+        }
+        _ => Ok(parameter),
     }
 }
 
@@ -141,6 +154,7 @@ impl Verb for Arguments {
             of_all: parameters,
             of_models,
             slices,
+            notes,
         } = self.all_parameters()?;
         let mut models = Vec::with_capacity(self.models.len() + 1);
         let open = |number: usize, path: &CheckpointPath| {
@@ -164,8 +178,9 @@ impl Verb for Arguments {
             base,
             parameters,
             dtype: self.dtype,
-            rng_seed: self.rng_seed,
+            rng_seed: self.rng_seed.unwrap_or(0),
             slices,
+            notes,
         };
         let (plan, architecture, files) = plan(models, &settings)?;
         self.write
@@ -214,6 +229,14 @@ impl Arguments {
         for key in flags.keys() {
             self.refuse_misplaced(&flag(key), key)?;
         }
+        if self.rng_seed.is_some() && !self.method.draws() {
+            let owners = MergeMethod::all().filter(|method| method.draws());
+            let owners: Vec<String> = owners.map(|method| method.to_string()).collect();
+            return Err(CliError::WithoutMethod {
+                flag: "--rng-seed".to_owned(),
+                owners: owners.join(", "),
+            });
+        }
         let has_weights = self.models.iter().any(|model| model.weight != 1.0);
         if has_weights {
             self.refuse_misplaced("--model DIR:WEIGHT", "weight")?;
@@ -229,6 +252,7 @@ impl Arguments {
                 slices: self.slices(&of_models)?,
                 of_all: flags,
                 of_models,
+                notes: Vec::new(),
             });
         };
         let file_parameters = MergeFile::read(file)?.parameters()?;
@@ -240,16 +264,60 @@ impl Arguments {
                 found: self.models.len(),
             });
         }
-        self.of_file(file_parameters, &flags)
+        let notes = self.notes(file, &file_parameters);
+        let parameters = self.of_file(file_parameters, &flags)?;
+        Ok(MergeParameters {
+            notes,
+            ..parameters
+        })
+    }
+
+    /// Where the flags differ from the file, and parameters in it that change nothing.
+    fn notes(&self, path: &Path, file: &FileParameters) -> Vec<String> {
+        let (path, mut notes) = (path.display(), Vec::new());
+        if file.method != self.method.name() {
+            let (found, method) = (&file.method, self.method.name());
+            notes.push(format!(
+                "{path} has the method {found}; --method {method} wins"
+            ));
+        }
+        let is_folder = |name: &str| {
+            std::fs::canonicalize(name)
+                .ok()
+                .filter(|path| path.is_dir())
+        };
+        for (number, (name, model)) in file.models.iter().zip(&self.models).enumerate() {
+            let flag = std::fs::canonicalize(&*model.value).ok();
+            // Names of the Hub, and adapters, are no folders.
+            if is_folder(name).is_some_and(|folder| Some(folder) != flag) {
+                notes.push(format!(
+                    "model {} is {name} in {path}, and {} on the command line, which wins",
+                    number + 1,
+                    model.value.display()
+                ));
+            }
+        }
+        let unused = self.method.without_effect().iter();
+        let unused: Vec<&str> = unused.copied().filter(|key| file.has(key)).collect();
+        if !unused.is_empty() {
+            let (method, unused) = (self.method.name(), unused.join(", "));
+            notes.push(format!(
+                "parameters without effect on the method {method}, as in mergekit: {unused}"
+            ));
+        }
+        notes
     }
 
     /// The parameters of a file, of which flags replace what has the same name.
     fn of_file(&self, file: FileParameters, flags: &Parameters) -> error::Result<MergeParameters> {
         let (own, all) = (self.method.of_model(), self.method.of_all());
-        let known = [own, all].concat();
+        let unused = self.method.without_effect();
+        let known = [own, all, unused].concat();
+        let own_known = [own, unused].concat();
+        let counts = |key: &String| !flags.contains_key(key) && self.method.has(key);
         let own = |parameters: Vec<FileParameter>| {
-            let mut own = checked(parameters, own.to_vec())?;
-            own.retain(|key, _| !flags.contains_key(key));
+            let mut own = checked(parameters, own_known.clone())?;
+            own.retain(|key, _| counts(key));
             Ok(own)
         };
         let of_models = file.of_models.into_iter().map(own);
@@ -265,9 +333,10 @@ impl Arguments {
                 });
             }
             let mut parameters = checked(slice.parameters, known.clone())?;
-            parameters.retain(|key, _| !flags.contains_key(key));
+            parameters.retain(|key, _| counts(key));
             slices.push(MergeSlice {
                 sources,
+                base: slice.base,
                 parameters,
             });
         }
@@ -275,11 +344,13 @@ impl Arguments {
             slices = self.slices(&of_models)?;
         }
         let mut of_all = checked(file.of_all, known)?;
+        of_all.retain(|key, _| counts(key));
         of_all.extend(flags.clone());
         Ok(MergeParameters {
             of_all,
             of_models,
             slices,
+            notes: Vec::new(),
         })
     }
 
@@ -289,6 +360,7 @@ impl Arguments {
         for SliceFlag(sources) in &self.slices {
             let mut slice = MergeSlice {
                 sources: Vec::with_capacity(sources.len()),
+                base: None,
                 parameters: Parameters::new(),
             };
             for (model, layers) in sources {

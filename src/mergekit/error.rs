@@ -46,6 +46,18 @@ pub enum MergekitError {
         /// Where the slices are.
         at: Location,
     },
+    /// A slice that starts from a model which it has no layers of.
+    #[error("{at}: key `base_model`: is none of the models of its slice, expected one of them")]
+    SliceBase {
+        /// Where the base is named.
+        at: Location,
+    },
+    /// A weight of a slice that is declared by mergekit and has no effect there.
+    #[error("{at}: key `residual_weight`: is not supported")]
+    ResidualWeight {
+        /// Where it is.
+        at: Location,
+    },
     /// Another tokenizer or chat template than the base model's.
     #[error(
         "{at}: key `{key}`: is not supported: the output has the base model's tokenizer and chat template as they are"
@@ -228,7 +240,8 @@ impl MergekitError {
                 let near = nearest(found, OTHER_METHODS.into_iter().chain(METHODS))?;
                 return Some(format!("the nearest method of mergekit is `{near}`").into());
             }
-            Self::OwnTokenizer { .. } => "leave it out",
+            Self::OwnTokenizer { .. } | Self::ResidualWeight { .. } => "leave it out",
+            Self::SliceBase { .. } => "add its layers to `sources`",
             Self::TokenizerSource { .. } => {
                 "models must share a tokenizer: embeddings are averaged by token id"
             }
@@ -274,6 +287,8 @@ impl MergekitError {
             | Self::NoOutput { at, key, .. } => (at, *key),
             Self::TokenizerSource { at, .. } => (at, "tokenizer_source"),
             Self::ModelsAndSlices { at } => (at, "slices"),
+            Self::SliceBase { at } => (at, "base_model"),
+            Self::ResidualWeight { at } => (at, "residual_weight"),
             Self::Parameter { at, key, .. } => (at, key.as_str()),
             Self::NoWeight { at } => (at, "weight"),
             Self::SharedExpert { at } | Self::SharedExperts { at, .. } => (at, "shared_experts"),

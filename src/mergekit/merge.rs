@@ -69,6 +69,8 @@ struct Model {
 #[serde(deny_unknown_fields)]
 struct Slice {
     sources: Spanned<Vec<SliceModel>>,
+    base_model: Option<Spanned<String>>,
+    residual_weight: Option<Spanned<IgnoredAny>>,
     parameters: Option<Parameters>,
 }
 
@@ -97,6 +99,10 @@ pub struct FileParameter {
 /// The parameters of a file.
 #[derive(Clone, Debug)]
 pub struct FileParameters {
+    /// The method.
+    pub method: String,
+    /// The models, as the file names them.
+    pub models: Vec<String>,
     /// Parameters of the merge as a whole.
     pub of_all: Vec<FileParameter>,
     /// Parameters of each model, in the order of the file.
@@ -105,11 +111,25 @@ pub struct FileParameters {
     pub slices: Vec<FileSlice>,
 }
 
+impl FileParameters {
+    /// Whether the file has a parameter, anywhere.
+    pub fn has(&self, key: &str) -> bool {
+        let of_slices = self.slices.iter().flat_map(|slice| {
+            let of_sources = slice.sources.iter().map(|source| &source.parameters);
+            of_sources.chain([&slice.parameters])
+        });
+        let mut all = self.of_models.iter().chain([&self.of_all]).chain(of_slices);
+        all.any(|parameters| parameters.iter().any(|parameter| parameter.key == key))
+    }
+}
+
 /// Layers of the output of a file.
 #[derive(Clone, Debug)]
 pub struct FileSlice {
     /// What they are made of.
     pub sources: Vec<FileSource>,
+    /// Number of the model that the method starts from, if it is another one than elsewhere.
+    pub base: Option<usize>,
     /// Parameters of the slice as a whole.
     pub parameters: Vec<FileParameter>,
 }
@@ -187,7 +207,18 @@ impl MergeFile {
             }
         } else {
             to.set("method", method);
-            for model in self.names()? {
+            let names = self.names()?;
+            if keys
+                .models
+                .as_ref()
+                .is_some_and(|models| models.value.len() < names.len())
+            {
+                to.notes.push(
+                    "base_model is not among the models; like mergekit, it is added with the weight of all"
+                        .to_owned(),
+                );
+            }
+            for model in names {
                 let path = folder(&self.path, "model", model, fetch)?;
                 to.set("model", path.display());
             }
@@ -223,10 +254,16 @@ impl MergeFile {
         Ok(&models.value)
     }
 
-    /// The names of all models: of each in `models`, or of those in slices once each.
+    /// The names of all models: of each in `models` and of a base that is averaged with them, or of those in slices once each.
     fn names(&self) -> Result<Vec<&Spanned<String>>> {
         let Some(slices) = &self.keys.slices else {
-            return Ok(self.models()?.iter().map(|model| &model.model).collect());
+            let mut names: Vec<_> = self.models()?.iter().map(|model| &model.model).collect();
+            let base = self.keys.base_model.as_ref();
+            let base = base.filter(|base| names.iter().all(|name| name.value != base.value));
+            if self.keys.merge_method.value == LINEAR {
+                names.extend(base);
+            }
+            return Ok(names);
         };
         if self.keys.models.is_some() {
             let at = self.at(slices.referenced);
@@ -265,9 +302,23 @@ impl MergeFile {
             })
         };
         let slice = |slice: &Slice| {
+            if let Some(weight) = &slice.residual_weight {
+                let at = self.at(weight.referenced);
+                return Err(MergekitError::ResidualWeight { at }.into());
+            }
             let sources = slice.sources.value.iter().map(source);
+            let base = slice.base_model.as_ref().map(|base| {
+                let mut sources = slice.sources.value.iter();
+                let is_there = sources.any(|source| source.model.value == base.value);
+                let number = names.iter().position(|name| name.value == base.value);
+                number.filter(|_| is_there).ok_or_else(|| {
+                    let at = self.at(base.referenced);
+                    Error::from(MergekitError::SliceBase { at })
+                })
+            });
             Ok(FileSlice {
                 sources: sources.collect::<Result<_>>()?,
+                base: base.transpose()?,
                 parameters: self.list(slice.parameters.as_ref())?,
             })
         };
@@ -300,15 +351,17 @@ impl MergeFile {
     /// Values that no parameter has, with their lines.
     pub fn parameters(&self) -> Result<FileParameters> {
         let list = |parameters: &Option<Parameters>| self.list(parameters.as_ref());
-        let of_models = match &self.keys.slices {
-            Some(_) => vec![Vec::new(); self.names()?.len()],
-            None => {
-                let models = self.models()?.iter();
-                let of_models = models.map(|model| list(&model.parameters));
-                of_models.collect::<Result<_>>()?
+        let names = self.names()?;
+        let mut of_models = Vec::with_capacity(names.len());
+        if self.keys.slices.is_none() {
+            for model in self.models()? {
+                of_models.push(list(&model.parameters)?);
             }
-        };
+        }
+        of_models.resize(names.len(), Vec::new());
         Ok(FileParameters {
+            method: self.keys.merge_method.value.clone(),
+            models: names.iter().map(|name| name.value.clone()).collect(),
             of_all: list(&self.keys.parameters)?,
             of_models,
             slices: self.slices()?,

@@ -42,7 +42,9 @@ impl<'a> Compilation<'a> {
                 density,
                 rescale,
             } => {
-                let keep = (self.probability(*density)? * whole.elements as f64) as u64;
+                let density = self.probability(*density)?;
+                let least = u64::from(density > 0.0);
+                let keep = ((density * whole.elements as f64) as u64).max(least);
                 let selection = Box::default();
                 (of, *rescale, Stays::Largest { keep, selection })
             }

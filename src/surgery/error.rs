@@ -279,7 +279,7 @@ pub enum SurgeryError {
         found: String,
     },
     /// Layers that a model does not have.
-    #[error("slice {slice}: layers {} to {} are asked for, but models have {layers} layers", found[0], found[1])]
+    #[error("slice {slice}: layers {} to {} are asked for, but models have {layers} layers", found[0], found[1].saturating_sub(1))]
     SliceLayers {
         /// The slice, counted from 1.
         slice: usize,
@@ -303,6 +303,14 @@ pub enum SurgeryError {
     EmptySlice {
         /// The slice, counted from 1.
         slice: usize,
+    },
+    /// A model that a slice has twice.
+    #[error("slice {slice}: has model {model} twice, expected each model once")]
+    RepeatedModel {
+        /// The slice, counted from 1.
+        slice: usize,
+        /// The model, counted from 1.
+        model: usize,
     },
     /// A slice without the base that the method starts from.
     #[error("slice {slice}: has no layers of the base, which the method starts from")]
@@ -389,6 +397,15 @@ impl SurgeryError {
             }
             Self::OneGate => "pass --top-k 2 or more, or --norm-topk-prob false",
             Self::SliceLayers { .. } => "layers are counted from 0",
+            Self::SliceLengths { .. } => "give each model of a slice as many layers as the first",
+            Self::EmptySlice { .. } => "name a model and its layers, or leave the slice out",
+            Self::RepeatedModel { .. } => {
+                "name its folder as another model, which then has draws of its own"
+            }
+            Self::SliceWithoutBase { .. } => {
+                "add layers of the base to the slice, or choose --method passthrough"
+            }
+            Self::SliceKinds { .. } => "join layers that config.json describes alike",
             Self::SliceOrder { .. } => {
                 "take slices in which layers of each kind come in the order that the models have"
             }

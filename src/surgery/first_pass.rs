@@ -72,7 +72,7 @@ impl<A, R> Drop for Taken<'_, A, R> {
 }
 
 impl<A, R: Clone> FirstPass<A, R> {
-    /// The result of the pass over a tensor of `elements` values, at least one.
+    /// The result of the pass over a tensor of `elements` values. One without values is one empty piece.
     ///
     /// `work` computes piece after piece, each with its first element and its number of elements. `fold` adds a result to the sum
     /// of the results before it, and `finish` makes the result of the pass of their sum.
@@ -83,7 +83,7 @@ impl<A, R: Clone> FirstPass<A, R> {
         fold: impl Fn(&mut A, A),
         finish: impl Fn(A) -> R,
     ) -> Result<R> {
-        let pieces = elements.div_ceil(PIECE);
+        let pieces = elements.div_ceil(PIECE).max(1);
         loop {
             let number = match self.take(pieces) {
                 Taking::Done(result) => return Ok(result),
@@ -213,6 +213,13 @@ mod tests {
             .flat_map(|number| [number * PIECE, if number < 20 { PIECE } else { 7 }])
             .collect();
         assert!(found.iter().all(|found| *found == expected));
+    }
+
+    #[test]
+    fn a_pass_over_nothing_ends() {
+        let pass = FirstPass::<u64, u64>::default();
+        let found = pass.result(0, |_, count| Ok(count), |sum, part| *sum += part, |sum| sum);
+        assert_eq!(found.unwrap(), 0);
     }
 
     #[test]

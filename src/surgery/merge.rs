@@ -41,6 +41,8 @@ pub struct MergeSettings {
     pub rng_seed: u64,
     /// The layers of the output and what they are made of; whole models where empty.
     pub slices: Vec<MergeSlice>,
+    /// What the user should know of these settings.
+    pub notes: Vec<String>,
 }
 
 /// A model of a merge.
@@ -67,7 +69,8 @@ pub fn plan(
         }
         .into());
     };
-    let mut notes: Vec<String> = ids_beyond(base)?.into_iter().collect();
+    let mut notes = settings.notes.clone();
+    notes.extend(ids_beyond(base)?);
     notes.extend(
         models
             .iter()
@@ -140,6 +143,7 @@ fn slices(models: &[MergedModel], base: &Model, settings: &MergeSettings) -> Vec
     });
     vec![MergeSlice {
         sources: sources.collect(),
+        base: None,
         parameters: Parameters::new(),
     }]
 }
@@ -200,6 +204,9 @@ fn slice_text(slice: &MergeSlice) -> Value {
     let own = slice.sources.iter().map(|source| &source.parameters);
     let own: Vec<Value> = own.map(as_json).collect();
     let mut text = json!({"layers": layers.join(",")});
+    if let Some(base) = slice.base {
+        text["base"] = json!(base + 1);
+    }
     if own.iter().any(|own| own != &json!({})) {
         text["own"] = json!(own);
     }
@@ -225,31 +232,32 @@ fn of_models(key: &str) -> &str {
     }
 }
 
-/// The tensors of a model that a slice is made of, under their names in the output, as files have them.
+/// The tensors of a model that a slice is made of, under their names in the output, as files have them, and their names in the
+/// model.
 fn stored<'a>(
     model: &Model,
     architecture: &Architecture,
     specs: impl Iterator<Item = &'a TensorSpec>,
     of_layer: impl Fn(u64) -> u64,
-) -> Result<Vec<PlannedTensor>> {
+) -> Result<(Vec<PlannedTensor>, Vec<String>)> {
     let by_place: BTreeMap<_, &TensorSpec> = model
         .specs
         .iter()
         .map(|spec| (spec.place(), spec))
         .collect();
-    let tensors = specs.map(|spec| {
+    let (mut tensors, mut of_model) = (Vec::new(), Vec::new());
+    for spec in specs {
         let (role, bias, layer, expert) = spec.place();
         let place = (role, bias, layer.map(&of_layer), expert);
         let own = by_place.get(&place).copied().unwrap_or(spec);
         let (dtype, part) = (model.dtype(own)?, model.averaged(own)?);
-        Ok(PlannedTensor::new(
-            &spec.name,
-            dtype,
-            spec.shape.clone(),
-            part,
-        ))
-    });
-    as_stored(architecture, tensors.collect::<Result<_>>()?)
+        let tensor = |name: &str, part| PlannedTensor::new(name, dtype, spec.shape.clone(), part);
+        of_model.push(tensor(&own.name, part.clone()));
+        tensors.push(tensor(&spec.name, part));
+    }
+    let of_model = as_stored(&model.architecture, of_model)?.into_iter();
+    let names = of_model.map(|tensor| tensor.layout.name).collect();
+    Ok((as_stored(architecture, tensors)?, names))
 }
 
 /// The tensors of the merge, as the base stores them.
@@ -267,7 +275,7 @@ fn merged(
         let base = slice
             .sources
             .iter()
-            .position(|source| source.model == settings.base);
+            .position(|source| source.model == slice.base.unwrap_or(settings.base));
         if base.is_none() && settings.method.base() == BaseModel::Needed {
             return Err(SurgeryError::SliceWithoutBase { slice: number + 1 }.into());
         }
@@ -286,11 +294,12 @@ fn merged(
         let positions = positions(architecture, |layer| {
             slice.position(layer.saturating_sub(start))
         })?;
-        for at in 0..of_sources[base].len() {
-            let own = &of_sources[base][at].layout;
+        for at in 0..of_sources[base].0.len() {
+            let own = &of_sources[base].0[at].layout;
             let parts = of_sources.iter().zip(&slice.sources);
-            let parts = parts.map(|(tensors, source)| MergedPart {
+            let parts = parts.map(|((tensors, names), source)| MergedPart {
                 expression: tensors[at].expression.clone(),
+                name: &names[at],
                 source: &models[source.model].model.source.name,
                 parameters: &source.parameters,
             });
@@ -360,7 +369,11 @@ fn about(models: &[MergedModel], settings: &MergeSettings) -> String {
         let weighted = weighted.map(|(name, weight)| format!("{name} (weight {weight})"));
         weighted.collect::<Vec<_>>().join(", ")
     };
-    let sums = settings.parameters.get("normalize") == Some(&Parameter::Switch(false));
+    let is_sum = match settings.parameters.get("normalize") {
+        None | Some(Parameter::Switch(true)) => Some(false),
+        Some(Parameter::Switch(false)) => Some(true),
+        Some(other) => other.number().map(|number| number == 0.0),
+    };
     let base = &names[settings.base];
     let sliced = settings.slices.len();
     let what = match weights.as_deref() {
@@ -370,8 +383,8 @@ fn about(models: &[MergedModel], settings: &MergeSettings) -> String {
             table::counted(sliced as u64, "slice"),
             settings.method.name()
         ),
-        Some(weights) if settings.method == MergeMethod::LINEAR => {
-            if sums {
+        Some(weights) if settings.method == MergeMethod::LINEAR && is_sum.is_some() => {
+            if is_sum == Some(true) {
                 format!("The weighted sum of {}.", weighted(weights))
             } else if weights.iter().all(|weight| *weight == weights[0]) {
                 format!("The mean of {}.", names.join(", "))

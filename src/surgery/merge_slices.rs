@@ -15,6 +15,8 @@ use crate::family::{Architecture, Config, Layers, Role, TensorSpec};
 pub struct MergeSlice {
     /// The models, each with as many layers as any other.
     pub sources: Vec<SliceSource>,
+    /// Number of the model that the method starts from; the base of the merge if absent.
+    pub base: Option<usize>,
     /// Parameters of the slice as a whole.
     pub parameters: Parameters,
 }
@@ -39,16 +41,28 @@ impl MergeSlice {
         })
     }
 
-    /// Where a layer of the slice is in it: 0 for the first, 1 for the last.
+    /// Where a layer of the slice is in it: 0 for the first, 1 for the last. The only one is the last, as in mergekit.
     pub(super) fn position(&self, layer: u64) -> f64 {
-        layer as f64 / self.length().saturating_sub(1).max(1) as f64
+        match self.length().saturating_sub(1) {
+            0 => 1.0,
+            last => layer as f64 / last as f64,
+        }
     }
 }
 
-/// Refuses slices without sources, ranges of layers that a model does not have, and ranges of several lengths.
+/// Refuses slices without sources or with a model twice, ranges of layers that a model does not have, and ranges of several
+/// lengths.
 pub(super) fn check(slices: &[MergeSlice], architecture: &Architecture) -> Result<()> {
     for (number, slice) in slices.iter().enumerate() {
-        for source in &slice.sources {
+        for (place, source) in slice.sources.iter().enumerate() {
+            let before = &slice.sources[..place];
+            if before.iter().any(|other| other.model == source.model) {
+                return Err(SurgeryError::RepeatedModel {
+                    slice: number + 1,
+                    model: source.model + 1,
+                }
+                .into());
+            }
             let Range { start, end } = source.layers;
             if start >= end || end > architecture.num_layers {
                 return Err(SurgeryError::SliceLayers {
@@ -189,4 +203,25 @@ pub(super) fn of_slice<'a>(
             (None, Role::Embedding) => is_first,
             (None, _) => is_last,
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_are_placed_from_0_to_1_and_a_single_one_is_last() {
+        let slice = |layers| MergeSlice {
+            sources: vec![SliceSource {
+                model: 0,
+                layers,
+                parameters: Parameters::new(),
+            }],
+            base: None,
+            parameters: Parameters::new(),
+        };
+        let found = [0, 1, 2].map(|layer| slice(4..7).position(layer));
+        assert_eq!(found, [0.0, 0.5, 1.0]);
+        assert_eq!(slice(4..5).position(0), 1.0);
+    }
 }

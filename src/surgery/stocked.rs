@@ -18,6 +18,9 @@ pub(super) struct Stocked<'a> {
 /// The least product of two lengths that is divided by.
 const LEAST_PRODUCT: f64 = 1e-6;
 
+/// The least `|1 + (n−1)·c|` that is divided by: task vectors that cancel each other say no share.
+const LEAST_DIVISOR: f64 = 1e-6;
+
 impl<'a> Stocked<'a> {
     pub(super) fn new(of: Vec<Node<'a>>, row: Option<u64>, whole: Whole<'a>) -> Self {
         Self {
@@ -114,7 +117,8 @@ impl<'a> Stocked<'a> {
     }
 }
 
-/// The share of the average, `n·c / (1 + (n−1)·c)`, where `c` is the mean cosine between two task vectors.
+/// The share of the average, `n·c / (1 + (n−1)·c)`, where `c` is the mean cosine between two task vectors; 0 where that divides
+/// by almost nothing.
 fn share(products: &[f64], models: usize) -> f64 {
     let length = |at: usize| libm::sqrt(products[at * models + at]);
     let (mut sum, mut pairs) = (0.0, 0.0);
@@ -126,7 +130,11 @@ fn share(products: &[f64], models: usize) -> f64 {
         }
     }
     let (cosine, models) = (sum / pairs, models as f64);
-    models * cosine / (1.0 + (models - 1.0) * cosine)
+    let divisor = 1.0 + (models - 1.0) * cosine;
+    if divisor.abs() < LEAST_DIVISOR {
+        return 0.0;
+    }
+    models * cosine / divisor
 }
 
 #[cfg(test)]
@@ -138,5 +146,15 @@ mod tests {
         assert_eq!(share(&[1.0, 0.0, 0.0, 4.0], 2), 0.0);
         assert_eq!(share(&[1.0, 2.0, 0.0, 4.0], 2), 1.0);
         assert_eq!(share(&[1.0, 1.0, 0.0, 4.0], 2), 2.0 * 0.5 / 1.5);
+    }
+
+    #[test]
+    fn task_vectors_that_cancel_each_other_leave_the_base() {
+        assert_eq!(share(&[1.0, -2.0, 0.0, 4.0], 2), 0.0);
+        assert_eq!(share(&[1.0, -2.0 + 1e-7, 0.0, 4.0], 2), 0.0);
+        assert!(share(&[1.0, -1.99, 0.0, 4.0], 2) < -100.0);
+        // Three vectors of a plane, each 120 degrees from the others.
+        let apart = [1.0, -0.5, -0.5, 0.0, 1.0, -0.5, 0.0, 0.0, 1.0];
+        assert_eq!(share(&apart, 3), 0.0);
     }
 }

@@ -74,7 +74,14 @@ impl<'a> Thinned<'a> {
         places.resize(out.len(), 0.0);
         self.stays(known, first, out, &mut places, scratch)?;
         for (value, stays) in out.iter_mut().zip(&places) {
-            *value = if *stays > 0.0 { factor * *value } else { 0.0 };
+            *value = if *stays > 0.0 {
+                factor * *value
+            } else if value.is_finite() {
+                0.0
+            } else {
+                // What is refused must not go away by chance.
+                f64::NAN
+            };
         }
         scratch.free.push(places);
         Ok(())

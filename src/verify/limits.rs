@@ -20,6 +20,12 @@ pub(super) fn too_much(expression: &Expression, shape: &[u64]) -> Option<String>
             "is made of {parts} parts, {orthogonal} of them orthogonal matrices; at most {MOST_PARTS} and one are computed again"
         ));
     }
+    if nests(expression, false) {
+        return Some(
+            "has a part that reads its whole tensor inside another one; no merge does so"
+                .to_owned(),
+        );
+    }
     let elements = shape.iter().product::<u64>();
     (orthogonal == 1 && elements > LARGEST_ORTHOGONAL).then(|| {
         format!(
@@ -35,14 +41,27 @@ fn count(expression: &Expression, matches: &dyn Fn(&Expression) -> bool) -> usiz
         Expression::Adapted { steps, .. } => steps.len(),
         _ => 0,
     };
-    // Rows are read once more for ranks and angles, at every level of an expression.
-    let reads = match expression {
-        Expression::ThinByRank { .. } | Expression::ModelStock { .. } => 2,
-        _ => 1,
-    };
     let parts = expression.parts().iter();
     let parts: usize = parts.map(|part| count(part, matches)).sum();
-    usize::from(matches(expression)) * (1 + steps) + parts.saturating_mul(reads)
+    usize::from(matches(expression)) * (1 + steps) + parts
+}
+
+/// Whether an expression that reads whole tensors or rows several times has one of its kind inside, which would multiply the
+/// readings at every level.
+fn nests(expression: &Expression, is_inside: bool) -> bool {
+    let reads_again = matches!(
+        expression,
+        Expression::Slerp { .. }
+            | Expression::Trim { .. }
+            | Expression::Thin { .. }
+            | Expression::ThinByRank { .. }
+            | Expression::ModelStock { .. }
+    );
+    is_inside && reads_again
+        || expression
+            .parts()
+            .iter()
+            .any(|part| nests(part, is_inside || reads_again))
 }
 
 fn is_orthogonal(expression: &Expression) -> bool {
@@ -54,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn readings_that_double_at_every_level_are_refused() {
+    fn readings_that_multiply_at_every_level_are_refused() {
         let nested = |levels: usize| {
             (0..levels).fold(Expression::copy("a", "x"), |of, _| Expression::ThinByRank {
                 of: Box::new(of),
@@ -65,7 +84,15 @@ mod tests {
                 rescale: false,
             })
         };
-        assert!(too_much(&nested(3), &[4]).is_none());
-        assert!(too_much(&nested(12), &[4]).is_some());
+        assert!(too_much(&nested(1), &[4]).is_none());
+        assert!(too_much(&nested(2), &[4]).is_some());
+        let trimmed = Expression::Trim {
+            of: Box::new(Expression::Mean {
+                of: vec![Expression::copy("a", "x"), nested(1)],
+            }),
+            density: 0.5,
+            rescale: true,
+        };
+        assert!(too_much(&trimmed, &[4]).is_some());
     }
 }

@@ -743,7 +743,7 @@ fn the_base_lends_configuration_and_tokenizer() {
 
 /// Merges that `fixtures/make_merges.py` computes in float64, and how many values mergekit takes from other values of equal
 /// magnitude, as its sort is not stable. All others are equal to mergekit's or one step away.
-const MERGES: [(&str, usize); 11] = [
+const MERGES: [(&str, usize); 13] = [
     ("slerp", 0),
     ("task-arithmetic", 0),
     ("ties", 9),
@@ -755,6 +755,8 @@ const MERGES: [(&str, usize); 11] = [
     ("model-stock-rows", 0),
     ("passthrough", 0),
     ("slerp-slices", 0),
+    ("task-slices", 0),
+    ("ties-few", 2),
 ];
 
 #[test]
@@ -828,7 +830,7 @@ fn slices_of_flags_are_stacked() {
         (
             "2:1",
             "2:1-2",
-            &["slice 2", "layers 1 to 3", "have 2 layers"][..],
+            &["slice 2", "layers 1 to 2", "have 2 layers"][..],
         ),
         ("2:1", "3:1", &["--slice names model 3, but there are 2"]),
         (
@@ -841,6 +843,11 @@ fn slices_of_flags_are_stacked() {
             "2:1",
             "2:1,1:0-1",
             &["slice 2: expected 1 layers of each model, found 2"],
+        ),
+        (
+            "2:1",
+            "2:1,2:0",
+            &["slice 2: has model 2 twice", "as another model"],
         ),
     ] {
         let text = flags.replace(from, to);
@@ -890,7 +897,15 @@ fn flags_say_what_a_file_says() {
         ),
         (
             flags.replace("\"[0.3, 0.6]\"", "1.5"),
-            &["`density`: expected a number above 0, up to 1, found 1.5"],
+            &["--density", "expected a number from 0 to 1, found 1.5"],
+        ),
+        (
+            file.replace("[0.3, 0.6]", "[-1, 1]"),
+            &["`density`: expected 0 or more, found -1"],
+        ),
+        (
+            format!("{flags}rng-seed: 1\n"),
+            &["--rng-seed has no effect without --method dare_linear"],
         ),
         (
             file.replace("weight: 1,", ""),
@@ -920,6 +935,62 @@ fn flags_say_what_a_file_says() {
 }
 
 #[test]
+fn a_base_outside_of_an_average_gets_the_weight_of_all() {
+    let bench = Bench::new();
+    let [seed, code] = ["seed", "code"].map(|name| format!("fixtures/llama/{name}"));
+    let file = format!(
+        "merge_method: linear\nbase_model: {seed}\nmodels:\n- model: {code}\n  parameters: {{weight: [0.2, 0.6]}}\nparameters: {{weight: 0.3, normalize: 0}}\n"
+    );
+    let said = bench.merge(&file, &[]).ok().stderr;
+    assert!(said.contains("is added with the weight of all"), "{said}");
+    let first = read_folder(&bench.path("out"));
+    let listed = file.replace(
+        "parameters: {weight: 0.3",
+        &format!("- model: {seed}\nparameters: {{weight: 0.3"),
+    );
+    bench.merge(&listed, &["-q", "--force"]).ok();
+    assert!(first == read_folder(&bench.path("out")));
+}
+
+#[test]
+fn what_drops_out_must_be_finite_too() {
+    let bench = Bench::new();
+    let law = copy_folder(&fixture("llama/law"), &bench.path("law"));
+    let name = "model.layers.1.mlp.up_proj.weight";
+    edit_tensors(&law, |tensors| {
+        let tensor = tensors.get_mut(name).unwrap();
+        tensor.bytes[4..6].copy_from_slice(&[0xc0, 0x7f]);
+    });
+    for method in ["dare_ties", "della", "ties"] {
+        let text = format!(
+            "method: {method}\nbase: fixtures/llama/seed\nmodel: [fixtures/llama/code, {}]\ndensity: 0.2\nrescale: false\n",
+            law.display()
+        );
+        bench.merge(&text, &[]).refused(2, &[name, "NaN"]);
+    }
+}
+
+#[test]
+fn flags_that_differ_from_a_file_of_parameters_are_said() {
+    let bench = Bench::new();
+    let path = bench.path("parameters.yaml");
+    let text = "merge_method: ties\nbase_model: fixtures/llama/seed\nmodels:\n- model: fixtures/llama/code\nparameters: {weight: 0.5, density: 0.5}\n";
+    std::fs::write(&path, text).unwrap();
+    let flags = format!(
+        "method: task_arithmetic\nbase: fixtures/llama/seed\nmodel: fixtures/llama/law\nparameters: {}\n",
+        path.display()
+    );
+    let said = bench.merge(&flags, &[]).ok().stderr;
+    for part in [
+        "has the method ties; --method task_arithmetic wins",
+        "model 1 is fixtures/llama/code",
+        "parameters without effect on the method task_arithmetic, as in mergekit: density",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+}
+
+#[test]
 fn other_merges_are_refused_by_name() {
     let bench = Bench::new();
     let models = "models:\n- model: fixtures/llama/code\n  parameters: {weight: 1}\n";
@@ -933,6 +1004,14 @@ fn other_merges_are_refused_by_name() {
         (
             with("slices: [{sources: [{model: a, layer_range: [0, 1]}]}]"),
             &["settings.yaml:5:", "key `slices`", "beside `models`"],
+        ),
+        (
+            "merge_method: linear\nslices: [{sources: [{model: fixtures/llama/code, layer_range: [0, 1]}], residual_weight: 1}]\n".to_owned(),
+            &["settings.yaml:2:", "key `residual_weight`: is not supported"],
+        ),
+        (
+            "merge_method: linear\nslices: [{sources: [{model: fixtures/llama/code, layer_range: [0, 1]}], base_model: b}]\n".to_owned(),
+            &["settings.yaml:2:", "key `base_model`: is none of the models"],
         ),
         (
             "merge_method: linear\nmodules: {}\n".to_owned(),

@@ -79,6 +79,12 @@ fn thinned(tensor: &MergedTensor, part: &MergedPart) -> Result<Expression> {
     if density == 1.0 {
         return Ok(of);
     }
+    drawn(tensor, part, density)
+}
+
+/// Values of a task vector, each drawn with the same probability.
+pub(super) fn drawn(tensor: &MergedTensor, part: &MergedPart, density: f64) -> Result<Expression> {
+    let of = task_vector(tensor, part);
     Ok(Expression::Thin {
         of: Box::new(of),
         density,

@@ -1,5 +1,6 @@
 //! The base plus task vectors of which drawn values stay, large ones more often than small ones.
 
+use super::dare::drawn;
 use super::rule::{MergeRule, MergedPart, MergedTensor};
 use super::task_vectors::{density, elected, task_vector};
 use crate::Result;
@@ -42,6 +43,9 @@ fn thinned(tensor: &MergedTensor, part: &MergedPart) -> Result<Expression> {
     let (of, density) = (task_vector(tensor, part), density(tensor, part)?);
     if density == 1.0 {
         return Ok(of);
+    }
+    if density == 0.0 {
+        return drawn(tensor, part, density);
     }
     let epsilon = tensor.number(Some(part), "epsilon")?.unwrap_or(EPSILON);
     // Written so that NaN is refused, too.

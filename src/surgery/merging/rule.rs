@@ -28,6 +28,11 @@ pub trait MergeRule: Sync {
         &[]
     }
 
+    /// Parameters that its files may have for mergekit, and that change nothing.
+    fn without_effect(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// What it does with a base model.
     fn base(&self) -> BaseModel {
         BaseModel::Needed
@@ -72,7 +77,7 @@ pub enum BaseModel {
 pub struct MergedTensor<'a> {
     /// Its name.
     pub name: &'a str,
-    /// Where it is: 0 in the first layer, 1 in the last, 0 outside of layers.
+    /// Where it is: 0 in the first layer, 1 in the last or only one, 0 outside of layers.
     pub position: f64,
     /// The tensor in each model.
     pub parts: Vec<MergedPart<'a>>,
@@ -89,6 +94,8 @@ pub struct MergedTensor<'a> {
 pub struct MergedPart<'a> {
     /// The tensor.
     pub expression: Expression,
+    /// Its name in the model, which filters of the model's parameters are compared with.
+    pub name: &'a str,
     /// The model, as the plan names it.
     pub source: &'a str,
     /// The parameters of the model.
@@ -114,7 +121,7 @@ impl MergedTensor<'_> {
 
     /// A number: the model's own, else the merge's; `None` where neither says one for this tensor.
     pub fn number(&self, part: Option<&MergedPart>, key: &'static str) -> Result<Option<f64>> {
-        match self.setting(part, key) {
+        match self.setting(part, key, Parameter::at) {
             None => Ok(None),
             Some(Setting::Number(number)) => Ok(Some(number)),
             Some(Setting::Switch(found)) => Err(self.refused(key, "a number", found.to_string())),
@@ -130,7 +137,7 @@ impl MergedTensor<'_> {
         })?)
     }
 
-    /// A number from above `least` to `most`.
+    /// A number that is `expected`.
     pub fn within(
         &self,
         part: Option<&MergedPart>,
@@ -148,7 +155,7 @@ impl MergedTensor<'_> {
 
     /// A switch of all; 0 and 1 are `false` and `true`.
     pub fn switch(&self, key: &'static str, default: bool) -> Result<bool> {
-        match self.setting(None, key) {
+        match self.setting(None, key, Parameter::switch_at) {
             None => Ok(default),
             Some(Setting::Switch(switch)) => Ok(switch),
             Some(Setting::Number(0.0)) => Ok(false),
@@ -159,8 +166,16 @@ impl MergedTensor<'_> {
         }
     }
 
-    fn setting(&self, part: Option<&MergedPart>, key: &str) -> Option<Setting> {
-        let at = |parameters: &Parameters| parameters.get(key)?.at(self.name, self.position);
+    /// What a parameter says: the model's own, else the slice's, else the merge's. For a model, filters see the name that the
+    /// tensor has there.
+    fn setting(
+        &self,
+        part: Option<&MergedPart>,
+        key: &str,
+        read: impl Fn(&Parameter, &str, f64) -> Option<Setting>,
+    ) -> Option<Setting> {
+        let name = part.map_or(self.name, |part| part.name);
+        let at = |parameters: &Parameters| read(parameters.get(key)?, name, self.position);
         part.and_then(|part| at(part.parameters))
             .or_else(|| self.parameters.into_iter().find_map(at))
     }

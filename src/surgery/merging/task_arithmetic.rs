@@ -25,10 +25,14 @@ impl MergeRule for TaskArithmetic {
         &["normalize", "lambda", "int8_mask"]
     }
 
+    fn without_effect(&self) -> &'static [&'static str] {
+        &["density", "rescale"]
+    }
+
     fn expression(&self, tensor: &MergedTensor) -> Result<Expression> {
         let weights = weights(tensor)?;
         let factor = lambda(tensor)? / divisor(tensor, &weights, false)?;
-        // Differences, so that a tensor which no model has changed stays as it is, bit for bit.
+        // Differences, so that a tensor which no model has changed keeps its values exactly.
         let of = tensor.others().map(|part| task_vector(tensor, part));
         let of = of.collect();
         Ok(added(tensor, Expression::Sum { of, weights }, factor))

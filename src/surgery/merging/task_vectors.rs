@@ -47,14 +47,16 @@ pub(super) fn lambda(tensor: &MergedTensor) -> Result<f64> {
     Ok(tensor.number(None, "lambda")?.unwrap_or(1.0))
 }
 
-/// The part of a task vector's values that stay.
+/// The part of a task vector's values that stay, from 0 to 1.
 pub(super) fn density(tensor: &MergedTensor, part: &MergedPart) -> Result<f64> {
-    let expected = ("a number above 0, up to 1", is_density as fn(f64) -> bool);
-    tensor.within(Some(part), "density", 1.0, expected)
+    let expected = ("0 or more", is_density as fn(f64) -> bool);
+    let density = tensor.within(Some(part), "density", 1.0, expected)?;
+    // As in mergekit, lists may go beyond it.
+    Ok(density.min(1.0))
 }
 
 fn is_density(number: f64) -> bool {
-    number > 0.0 && number <= 1.0
+    number >= 0.0
 }
 
 /// A sum of weights that is too small to divide by.
