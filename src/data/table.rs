@@ -390,8 +390,8 @@ impl Pages {
         Ok(())
     }
 
-    /// Refuses more values of lists than a row can have, and than the file justifies: a few bytes repeat a level any number of
-    /// times, and a row has all values up to the next one's beginning.
+    /// Refuses more values of lists than a row can have, and than the file justifies. A few bytes repeat a level any number
+    /// of times, and a row is read with all its values.
     fn check_items(&self, page: &Page) -> ParquetResult<()> {
         let values = match page {
             Page::DictionaryPage { .. } => return Ok(()),

@@ -23,7 +23,7 @@ pub struct DatasetPull<'a> {
 
 impl<'a> DatasetPull<'a> {
     /// Asks the Hub which commit a reference means, and chooses the files of its configuration and split. `holds_rows` says
-    /// whether a file of such a name can be read.
+    /// whether a file can be read, by its name.
     ///
     /// # Errors
     /// A repository, revision, configuration or split that does not exist, or a split that cannot be read.

@@ -42,7 +42,7 @@ pub(super) struct DatasetFiles<'a> {
     pub readme: Option<&'a str>,
     /// Whether the revision is [`CONVERTED`].
     pub is_converted: bool,
-    /// Whether a file of such a name holds rows that can be read.
+    /// Whether a file holds rows that can be read, by its name.
     pub holds_rows: fn(&str) -> bool,
 }
 

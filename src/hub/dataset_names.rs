@@ -65,7 +65,7 @@ pub(super) fn by_names<'a>(paths: &[&'a str], folder: usize) -> Splits<'a> {
     found.next().unwrap_or_default()
 }
 
-/// Whether a file lies beside the rows of a dataset.
+/// Whether a file is beside the rows of a dataset, and none of them.
 fn is_beside(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or(path);
     let is_hidden = path.split('/').any(|name| name.starts_with('.'));
