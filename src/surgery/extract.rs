@@ -74,7 +74,7 @@ pub fn plan(mixture: Model, wanted: &str) -> Result<Changed> {
     })
 }
 
-/// The expert's own tensors, and those of the mixture where it has none.
+/// The expert's own tensors, and the mixture's where it has none.
 fn tensors(
     mixture: &Model,
     architecture: &Architecture,

@@ -22,6 +22,15 @@ const PLAIN: &[&str] = &["attn_norm", "ffn_norm", "ffn_up", "ffn_down"];
 const FUSED: &[&str] = &["attn_norm", "attn_qkv", "ffn_norm", "ffn_up", "ffn_down"];
 const SANDWICH: &[&str] = &[
     "attn_norm",
+    "post_attention_norm",
+    "ffn_norm",
+    "post_ffw_norm",
+    "ffn_gate",
+    "ffn_up",
+    "ffn_down",
+];
+const NORMED_SANDWICH: &[&str] = &[
+    "attn_norm",
     "attn_q_norm",
     "attn_k_norm",
     "post_attention_norm",
@@ -246,7 +255,7 @@ pub(super) fn rows() -> Vec<Row> {
                 config["layer_types"] = vec!["sliding_attention"; 4].into();
                 config["sliding_window_pattern"] = json!(6);
             },
-            ..row("families/gemma3_text", "gemma3", SANDWICH)
+            ..row("families/gemma3_text", "gemma3", NORMED_SANDWICH)
         },
         Row {
             keys: &[("rope.dimension_count", 6.0)],
