@@ -176,9 +176,7 @@ fn check_layers(row: &Row, gguf: &Gguf) {
         for role in roles.clone() {
             let name = format!("blk.{layer}.{role}.weight");
             let is_there = gguf.tensors.contains_key(&name);
-            if !is_there {
-                eprintln!("MISSING {}: {name} is missing", row.architecture);
-            }
+            assert!(is_there, "{}: {name} is missing", row.architecture);
         }
     }
 }
