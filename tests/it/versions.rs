@@ -161,7 +161,7 @@ fn versions_that_are_not_known_are_refused_by_name() {
     };
     let header = tokens.join("header.json");
     edit_json(&header, |header| header["format_version"] = 5.into());
-    refused(train(&[]), &header, "format_version", 1, "5");
+    refused(train(&[]), &header, "format_version", 2, "5");
     edit_json(&header, |header| header["format_version"] = 1.into());
 
     // The state of a run that is resumed.
